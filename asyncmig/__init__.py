@@ -1,0 +1,1 @@
+"""Migrate BuildKit v1 build caches to v2."""

@@ -1,0 +1,32 @@
+"""The bbolt file format: reading, checking, editing and bulk building.  Knows nothing of what is stored in it."""
+
+from asyncmig.bolt.bucket import Bucket
+from asyncmig.bolt.build import BucketBuilder, build_file
+from asyncmig.bolt.check import CheckResult, Finding, check, verify_pages
+from asyncmig.bolt.cursor import Cursor
+from asyncmig.bolt.db import Db
+from asyncmig.bolt.dump import dump
+from asyncmig.bolt.format import BucketValue
+from asyncmig.bolt.pagefile import PageFile
+from asyncmig.bolt.rebuild import rebuild
+from asyncmig.bolt.tx import Tx
+from asyncmig.bolt.walk import Checkpoint, Walker
+
+__all__ = [
+    "Bucket",
+    "BucketBuilder",
+    "BucketValue",
+    "CheckResult",
+    "Checkpoint",
+    "Cursor",
+    "Db",
+    "Finding",
+    "PageFile",
+    "Tx",
+    "Walker",
+    "build_file",
+    "check",
+    "dump",
+    "rebuild",
+    "verify_pages",
+]

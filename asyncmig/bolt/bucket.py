@@ -1,0 +1,474 @@
+"""Buckets: sorted maps from keys to values or further buckets, changed copy-on-write.
+
+Nothing is written to a page in use.  A write transaction decodes the pages it touches into nodes, changes those, and at the end
+writes them to other pages; their old pages become free for the next transaction.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from asyncmig.bolt.cursor import Cursor
+from asyncmig.bolt.format import (
+    ELEMENT_SIZE,
+    MAX_KEY_SIZE,
+    MAX_VALUE_SIZE,
+    PAGE_HEADER_SIZE,
+    BucketValue,
+    Malformed,
+    decode_inline,
+    encode_bucket,
+    encode_inline,
+)
+from asyncmig.bolt.node import Child, Node
+from asyncmig.errors import BucketError
+
+if TYPE_CHECKING:
+    from asyncmig.bolt.tx import Tx
+
+_SPLIT_AT = 512
+"""Elements in a node at which it is split while it is still in memory.
+
+bbolt splits at commit only, and a bucket that receives many keys in random order becomes one huge array: inserting is then
+quadratic.
+"""
+_MAX_ELEMENTS = 0xFFFE
+"""The element count of a page has 16 bits."""
+_EMPTY_BUCKET = BucketValue(bytes(32))
+
+
+class Bucket:
+    """A bucket within a transaction.
+
+    Keys and values are bytes; keys have 1 to 32768 of them.  A handle is valid until its transaction ends, its bucket is
+    deleted or spilled; later calls raise :class:`BucketError`.  Damage in the file raises :class:`CorruptDatabaseError`.
+    """
+
+    __slots__ = ("_children", "_hot", "_open", "_root", "_root_page", "_sequence", "_stored", "tx", "version")
+
+    def __init__(self, tx: Tx, root_page: int, sequence: int, stored: BucketValue | None = None) -> None:
+        self.tx = tx
+        self.version = 0
+        """Changes whenever the bucket does, for cursors."""
+        self._root_page = root_page
+        self._sequence = sequence
+        self._stored = stored  # the value in the parent, None for a bucket that is new
+        self._root: Node | None = None
+        self._children: dict[bytes, Bucket] = {}
+        # The leaf found last with the range of keys it covers; spares the descent in sorted access.
+        self._hot: tuple[Node, bytes | None, bytes | None] | None = None
+        self._open = True
+        if not root_page:
+            self._root = self._inline_root(stored)
+
+    def _inline_root(self, stored: BucketValue | None) -> Node:
+        if stored is None:
+            return Node(True, [], [])
+        try:
+            keys, values = decode_inline(stored)
+        except Malformed as error:
+            pages = self.tx.pages
+            assert pages is not None
+            raise pages.corrupt(None, f"inline bucket: {error}") from None
+        return Node(True, keys, values, dirty=False)
+
+    # -- reading
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of ``key``; ``None`` if there is none or it is a bucket."""
+        value = self._lookup(key)
+        return None if type(value) is BucketValue else value
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._lookup(key) is not None
+
+    def bucket(self, name: bytes) -> Bucket | None:
+        """The nested bucket ``name``, or ``None``."""
+        child = self._children.get(name)
+        if child is not None:
+            return child
+        value = self._lookup(name)
+        if type(value) is not BucketValue:
+            return None
+        child = Bucket(self.tx, value.root, value.sequence, value)
+        if self.tx.writable:
+            # Only a write transaction has changes to collect; a reader must not hold on to every bucket it passed.
+            self._children[name] = child
+        return child
+
+    def cursor(self) -> Cursor:
+        """A cursor over this bucket, before its first key."""
+        self._check_open()
+        return Cursor(self)
+
+    def items(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """All keys in order with their values (``None``: a nested bucket).  The bucket may change meanwhile."""
+        cursor = self.cursor()
+        item = cursor.first()
+        while item is not None:
+            yield item
+            item = cursor.next()
+
+    @property
+    def sequence(self) -> int:
+        """The bucket's sequence number."""
+        return self._sequence
+
+    def _check_open(self) -> None:
+        self.tx.check_open()
+        if not self._open:
+            raise BucketError("the bucket was deleted or spilled")
+
+    def _lookup(self, key: bytes) -> bytes | None:
+        self._check_open()
+        leaf = self._leaf(key)
+        i = bisect_left(leaf.keys, key)
+        return leaf.data[i] if i < len(leaf.keys) and leaf.keys[i] == key else None
+
+    def root_node(self) -> Node:
+        """The node at the top."""
+        if self._root is None:
+            self._root = self.tx.load(self._root_page, None, None, 0)
+        return self._root
+
+    def child_node(self, branch: Node, i: int, low: bytes | None, high: bytes | None, depth: int) -> Node:
+        """Child ``i`` of ``branch``.  Branches stay in memory once read, leaves only when they are changed."""
+        child = branch.children[i]
+        if isinstance(child, int):
+            child = self.tx.load(child, low, high, depth)
+            if not child.leaf:
+                branch.children[i] = child
+        return child
+
+    def _leaf(self, key: bytes) -> Node:
+        node = self._hot_leaf(key)
+        if node is not None:
+            return node
+        node, low, high, depth = self.root_node(), None, None, 0
+        while not node.leaf:
+            i, low, high = _step(node, key, low, high)
+            depth += 1
+            node = self.child_node(node, i, low, high, depth)
+        self._hot = (node, low, high)
+        return node
+
+    # -- writing
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set ``key`` to ``value``.  Raises :class:`BucketError` for a key that is a bucket, too long or empty."""
+        self._check_write(key)
+        if len(value) > MAX_VALUE_SIZE:
+            raise BucketError(f"a value of {len(value)} bytes is too large")
+        if not self._store(key, bytes(value)):
+            raise BucketError(f"key {key[:64]!r} is a bucket")
+
+    def delete(self, key: bytes) -> None:
+        """Remove ``key`` if it is there.  Raises :class:`BucketError` if it is a bucket."""
+        self._check_write(key)
+        if type(self._lookup(key)) is BucketValue:
+            raise BucketError(f"key {key[:64]!r} is a bucket")
+        self._remove(key)
+
+    def set_sequence(self, value: int) -> None:
+        """Set the bucket's sequence number."""
+        self.tx.check_writable()
+        self._check_open()
+        self._sequence = value
+
+    def next_sequence(self) -> int:
+        """Raise the bucket's sequence number by one and return it."""
+        self.set_sequence(self._sequence + 1)
+        return self._sequence
+
+    def create_bucket(self, name: bytes) -> Bucket:
+        """Create the nested bucket ``name``.  Raises :class:`BucketError` if the key exists."""
+        self._check_write(name)
+        existing = self._lookup(name)
+        if existing is not None:
+            kind = "bucket" if type(existing) is BucketValue else "key"
+            raise BucketError(f"{kind} {name[:64]!r} exists already")
+        self._store(name, _EMPTY_BUCKET)
+        child = self._children[name] = Bucket(self.tx, 0, 0)
+        return child
+
+    def create_bucket_if_not_exists(self, name: bytes) -> Bucket:
+        """The nested bucket ``name``, created if it is missing."""
+        return self.bucket(name) or self.create_bucket(name)
+
+    def delete_bucket(self, name: bytes) -> None:
+        """Delete the nested bucket ``name`` with everything in it.  Raises :class:`BucketError` if there is none."""
+        self._check_write(name)
+        child = self.bucket(name)
+        if child is None:
+            raise BucketError(f"no bucket {name[:64]!r}")
+        child._free_everything()
+        del self._children[name]
+        self._remove(name)
+
+    def spill_child(self, name: bytes, fill_percent: float = 0.5) -> None:
+        """Write the nested bucket ``name`` out now and drop it from memory; existing handles to it become invalid.
+
+        Bounds the memory of a transaction that touches very many nested buckets.  The bucket can be opened again.
+        """
+        self.tx.check_writable()
+        child = self._children.pop(name, None)
+        if child is not None:
+            child._open = False
+            self._store_child(name, child, fill_percent)
+
+    def _check_write(self, key: bytes) -> None:
+        self.tx.check_writable()
+        self._check_open()
+        if not 0 < len(key) <= MAX_KEY_SIZE:
+            raise BucketError(f"a key of {len(key)} bytes; 1 to {MAX_KEY_SIZE} are allowed")
+
+    def _writable_leaf(self, key: bytes) -> tuple[Node, list[tuple[Node, int]]]:
+        """The leaf for ``key`` and the way to it, everything on it marked as changed."""
+        node, low, high, depth = self.root_node(), None, None, 0
+        node.dirty = True
+        way: list[tuple[Node, int]] = []
+        while not node.leaf:
+            i, low, high = _step(node, key, low, high)
+            depth += 1
+            child = self.child_node(node, i, low, high, depth)
+            child.dirty = True
+            node.children[i] = child
+            way.append((node, i))
+            node = child
+        self._hot = (node, low, high)
+        return node, way
+
+    def _hot_leaf(self, key: bytes) -> Node | None:
+        """The leaf found last, if ``key`` belongs there too."""
+        if self._hot is None:
+            return None
+        node, low, high = self._hot
+        return node if (low is None or low <= key) and (high is None or key < high) else None
+
+    def _store(self, key: bytes, value: bytes) -> bool:
+        """Set ``key``; ``False`` if a plain value would replace a bucket."""
+        leaf = self._hot_leaf(key)
+        if leaf is None or not leaf.dirty:
+            leaf, _ = self._writable_leaf(key)
+        keys, data = leaf.keys, leaf.data
+        i = bisect_left(keys, key)
+        if i < len(keys) and keys[i] == key:
+            if type(data[i]) is BucketValue and type(value) is not BucketValue:
+                return False
+            data[i] = value
+        else:
+            keys.insert(i, key)
+            data.insert(i, value)
+            if len(keys) > _SPLIT_AT:
+                self._split(key)
+        self.version += 1
+        return True
+
+    def _split(self, key: bytes) -> None:
+        node, way = self._writable_leaf(key)
+        self._hot = None
+        while len(node.keys) > _SPLIT_AT:
+            # Keys that arrive in order leave full nodes behind them.
+            at = len(node.keys) - 16 if node.keys[-1] <= key else len(node.keys) // 2
+            right = Node(node.leaf, node.keys[at:], node.values[at:])
+            del node.keys[at:], node.values[at:]
+            if not way:
+                children: list[Child] = [node, right]
+                self._root = Node(False, [node.keys[0], right.keys[0]], children)
+                return
+            parent, i = way.pop()
+            parent.keys.insert(i + 1, right.keys[0])
+            parent.children.insert(i + 1, right)
+            node = parent
+
+    def _remove(self, key: bytes) -> None:
+        leaf, _ = self._writable_leaf(key)
+        i = bisect_left(leaf.keys, key)
+        if i < len(leaf.keys) and leaf.keys[i] == key:
+            del leaf.keys[i], leaf.data[i]
+            leaf.shrunk = True
+            self.version += 1
+
+    def _free_everything(self) -> None:
+        """Free all pages of this bucket and of the buckets in it."""
+        todo, roots = [self], {self._root_page}
+        while todo:
+            bucket = todo.pop()
+            # Going through all keys first checks the tree, so that freeing its pages below meets no cycle.
+            for name in [key for key, value in bucket.items() if value is None]:
+                child = bucket.bucket(name)
+                assert child is not None
+                if child._root_page and child._root_page in roots:
+                    assert self.tx.pages is not None
+                    raise self.tx.pages.corrupt(child._root_page, "referenced twice")
+                roots.add(child._root_page)
+                todo.append(child)
+            bucket._free_pages()
+            bucket._open = False
+
+    def _free_pages(self) -> None:
+        todo: list[Child] = [self.root_node()]
+        while todo:
+            node = todo.pop()
+            if isinstance(node, int):
+                node = self.tx.load(node, None, None, 0 if node == self._root_page else 1)
+            self.tx.free(node)
+            if not node.leaf:
+                todo.extend(node.children)
+
+    # -- the end of a transaction
+
+    def spill_root(self, fill_percent: float) -> tuple[int, int]:
+        """Write everything below the root bucket; returns its root page and sequence."""
+        self._store_children(fill_percent)
+        root = self.root_node() if self._root else None
+        if root is not None and root.dirty:
+            self._root_page = self._write_tree(root, fill_percent)
+        return self._root_page, self._sequence
+
+    def _store_children(self, fill_percent: float) -> None:
+        for name, child in self._children.items():
+            self._store_child(name, child, fill_percent)
+
+    def _store_child(self, name: bytes, child: Bucket, fill_percent: float) -> None:
+        value = child._spill(fill_percent)
+        if value != child._stored:
+            self._store(name, value)
+
+    def _spill(self, fill_percent: float) -> BucketValue:
+        """Write what changed here and below; returns the value that the parent is to hold."""
+        self._store_children(fill_percent)
+        root = self._root
+        if root is None or (not root.dirty and self._stored is not None):
+            if self._stored is not None and self._stored.sequence == self._sequence:
+                return self._stored
+            if self._root_page:
+                return encode_bucket(self._root_page, self._sequence)
+        assert root is not None
+        if self._fits_inline(root):
+            self.tx.free(root)
+            return encode_inline(root.keys, root.data, self._sequence)
+        if root.dirty:
+            self._root_page = self._write_tree(root, fill_percent)
+        return encode_bucket(self._root_page, self._sequence)
+
+    def _fits_inline(self, root: Node) -> bool:
+        """bbolt's rule: one leaf without nested buckets, at most a quarter of a page."""
+        return (
+            root.leaf
+            and len(root.keys) * ELEMENT_SIZE < self.tx.page_size
+            and root.size() <= self.tx.page_size // 4
+            and BucketValue not in set(map(type, root.data))
+        )
+
+    def _write_tree(self, root: Node, fill_percent: float) -> int:
+        """Write a changed tree; returns its new root page."""
+        self._merge_small_children(root)
+        while not root.leaf and len(root.children) == 1:
+            # Only at the top may a level go: all leaves of a tree must stay equally deep, bbolt relies on it.
+            child = root.children[0]
+            self.tx.free(root)
+            if isinstance(child, int):
+                return child
+            if not child.dirty:
+                assert child.pages is not None
+                return child.pages[0]
+            root = child
+        level = self._write_node(root, fill_percent)
+        while len(level) > 1:
+            level = self._write_branches([k for k, _ in level], [p for _, p in level], fill_percent)
+        return level[0][1]
+
+    def _write_node(self, node: Node, fill_percent: float) -> list[tuple[bytes, int]]:
+        """Write a changed node and everything changed below; returns first key and page id of what replaces it."""
+        self.tx.free(node)
+        if node.leaf:
+            return self._write_leaves(node.keys, node.data, fill_percent)
+        level: list[tuple[bytes, int]] = []
+        for key, child in zip(node.keys, node.children, strict=True):
+            if isinstance(child, int):
+                level.append((key, child))
+            elif child.dirty:
+                level.extend(self._write_node(child, fill_percent))
+            else:
+                assert child.pages is not None
+                level.append((key, child.pages[0]))
+        return self._write_branches([k for k, _ in level], [p for _, p in level], fill_percent)
+
+    def _merge_small_children(self, branch: Node) -> None:
+        """Join children that deletions have made small with a neighbour, at all levels below ``branch``."""
+        if branch.leaf:
+            return
+        i = 0
+        while i < len(branch.children):
+            child = branch.children[i]
+            if isinstance(child, Node) and child.dirty:
+                self._merge_small_children(child)
+                if len(branch.children) > 1 and self._is_small(child):
+                    i = self._join_with_neighbour(branch, i)
+                    continue
+            i += 1
+
+    def _is_small(self, node: Node) -> bool:
+        return node.shrunk and (len(node.keys) < (1 if node.leaf else 2) or node.size() < self.tx.page_size // 4)
+
+    def _join_with_neighbour(self, branch: Node, i: int) -> int:
+        """Join child ``i`` with the one before it (the first: behind it); returns the index of the result."""
+        left = i - 1 if i else 0
+        low, high = self._loaded(branch.children[left]), self._loaded(branch.children[left + 1])
+        if low.leaf != high.leaf:
+            assert self.tx.pages is not None
+            raise self.tx.pages.corrupt(None, "the leaves of a tree are not equally deep")
+        self.tx.free(high)
+        low.keys += high.keys
+        low.values += high.values  # type: ignore[operator]
+        low.dirty = low.shrunk = branch.shrunk = True
+        branch.children[left] = low
+        del branch.keys[left + 1], branch.children[left + 1]
+        return left
+
+    def _loaded(self, child: Child) -> Node:
+        return self.tx.load(child, None, None, 1) if isinstance(child, int) else child
+
+    def _write_leaves(self, keys: list[bytes], data: list[bytes], fill_percent: float) -> list[tuple[bytes, int]]:
+        sizes = [ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, data, strict=True)]
+        return [
+            (keys[a] if keys else b"", self.tx.writer.write_leaf(keys[a:b], data[a:b]))
+            for a, b in split(sizes, self.tx.page_size, fill_percent)
+        ]
+
+    def _write_branches(self, keys: list[bytes], pages: list[int], fill_percent: float) -> list[tuple[bytes, int]]:
+        sizes = [ELEMENT_SIZE + len(k) for k in keys]
+        return [
+            (keys[a], self.tx.writer.write_branch(keys[a:b], pages[a:b]))
+            for a, b in split(sizes, self.tx.page_size, fill_percent)
+        ]
+
+
+def _step(branch: Node, key: bytes, low: bytes | None, high: bytes | None) -> tuple[int, bytes | None, bytes | None]:
+    """The child of ``branch`` for ``key`` and the range of keys it may hold."""
+    keys = branch.keys
+    i = bisect_right(keys, key) - 1
+    if i < 0:
+        i = 0  # a key below all others belongs to the first child, whose branch key is updated when it is written
+    else:
+        low = keys[i]
+    return i, low, keys[i + 1] if i + 1 < len(keys) else high
+
+
+def split(sizes: list[int], page_size: int, fill_percent: float) -> Iterator[tuple[int, int]]:
+    """Cut a node into pages as bbolt does: only if it is larger than a page, filled to ``fill_percent``, two keys at least."""
+    total = PAGE_HEADER_SIZE + sum(sizes)
+    threshold = int(page_size * min(max(fill_percent, 0.1), 1.0))
+    start, count = 0, len(sizes)
+    while count - start > 4 and (total > page_size or count - start > _MAX_ELEMENTS):
+        used, end = PAGE_HEADER_SIZE, start
+        while end < count - 2 and end - start < _MAX_ELEMENTS and (end - start < 2 or used + sizes[end] <= threshold):
+            used += sizes[end]
+            end += 1
+        yield start, end
+        total -= used - PAGE_HEADER_SIZE
+        start = end
+    yield start, count

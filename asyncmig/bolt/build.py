@@ -1,0 +1,135 @@
+"""Building buckets in bulk from entries that arrive in key order.
+
+Pages are filled completely and written once, so this is several times faster than a transaction, and it needs memory for one
+page a level only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from asyncmig.bolt import format as fmt
+from asyncmig.bolt.bucket import split
+from asyncmig.bolt.format import BucketValue, encode_bucket, encode_inline
+from asyncmig.bolt.pagefile import encode_freelist, freelist_pages
+from asyncmig.bolt.space import PageWriter, Space, write_all
+from asyncmig.errors import BucketError, DatabaseError
+
+
+class BucketBuilder:
+    """Builds one bucket.  Keys must come in strictly ascending order.
+
+    Raises :class:`BucketError` for keys out of order or of a wrong size.
+    """
+
+    __slots__ = ("_keys", "_kids", "_last", "_page_size", "_sequence", "_size", "_values", "_writer")
+
+    def __init__(self, writer: PageWriter, sequence: int = 0) -> None:
+        self._writer = writer
+        self._page_size = writer.page_size
+        self._sequence = sequence
+        self._keys: list[bytes] = []
+        self._values: list[bytes] = []
+        self._size = fmt.PAGE_HEADER_SIZE
+        self._last = b""
+        self._kids: list[tuple[bytes, int]] = []
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add a key.  A :class:`BucketValue` makes it a nested bucket."""
+        if key <= self._last or len(key) > fmt.MAX_KEY_SIZE:
+            raise BucketError(_complaint(key, self._last))
+        size = fmt.ELEMENT_SIZE + len(key) + len(value)
+        if self._size + size > self._page_size and self._keys:
+            self._cut()
+        self._keys.append(key)
+        self._values.append(value)
+        self._size += size
+        self._last = key
+
+    def child(self, sequence: int = 0) -> BucketBuilder:
+        """A builder for a nested bucket; :meth:`put` what its :meth:`finish` returns."""
+        return BucketBuilder(self._writer, sequence)
+
+    def leaf_bucket(self, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
+        """A nested bucket from sorted keys that are known to be good: the fast way for small ones."""
+        size = fmt.leaf_size(keys, values)
+        if size <= self._page_size // 4 and BucketValue not in set(map(type, values)):
+            return encode_inline(keys, values, sequence)
+        if size <= self._page_size:
+            return encode_bucket(self._writer.write_leaf(keys, values), sequence)
+        sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
+        kids = [(keys[a], self._writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, self._page_size, 1.0)]
+        return encode_bucket(self._branches(kids), sequence)
+
+    def finish(self) -> BucketValue:
+        """Write what is left; returns the value that the parent bucket is to hold."""
+        if not self._kids:
+            return self.leaf_bucket(self._keys, self._values, self._sequence)
+        return encode_bucket(self.finish_pages(), self._sequence)
+
+    def finish_pages(self) -> int:
+        """Write what is left, never inline; returns the root page."""
+        if self._keys or not self._kids:
+            self._cut()
+        return self._branches(self._kids)
+
+    def _cut(self) -> None:
+        first = self._keys[0] if self._keys else b""
+        self._kids.append((first, self._writer.write_leaf(self._keys, self._values)))
+        self._keys, self._values, self._size = [], [], fmt.PAGE_HEADER_SIZE
+
+    def _branches(self, level: list[tuple[bytes, int]]) -> int:
+        while len(level) > 1:
+            sizes = [fmt.ELEMENT_SIZE + len(k) for k, _ in level]
+            level = [
+                (level[a][0], self._writer.write_branch([k for k, _ in level[a:b]], [p for _, p in level[a:b]]))
+                for a, b in split(sizes, self._page_size, 1.0)
+            ]
+        return level[0][1]
+
+
+def _complaint(key: bytes, last: bytes) -> str:
+    if not 0 < len(key) <= fmt.MAX_KEY_SIZE:
+        return f"a key of {len(key)} bytes; 1 to {fmt.MAX_KEY_SIZE} are allowed"
+    return f"key {key[:64]!r} does not follow {last[:64]!r}"
+
+
+Fill = Callable[[BucketBuilder], None]
+
+
+def build_file(fd: int, path: str, buckets: Mapping[bytes, Fill], *, page_size: int = 4096) -> None:
+    """Write a whole new database into the empty file ``fd`` and sync it.
+
+    Each top-level bucket is filled by its function.  Raises :class:`DatabaseError` and :class:`BucketError`.
+    """
+    writer = PageWriter(fd, path, page_size, Space([], 2))
+    top = BucketBuilder(writer)
+    for name in sorted(buckets):
+        builder = top.child()
+        buckets[name](builder)
+        top.put(name, builder.finish())
+    finish_file(writer, top.finish_pages(), sequence=0, flags=0, txid=1)
+
+
+def finish_file(writer: PageWriter, root: int, *, sequence: int, flags: int, txid: int) -> None:
+    """Complete a new file whose trees are written: freelist, both meta pages, full length, sync."""
+    page_size, space = writer.page_size, writer.space
+    free = space.unused()
+    count = freelist_pages(len(free), page_size)
+    page = space.high_water_mark
+    space.high_water_mark += count
+    stated, payload = encode_freelist(free)
+    image = fmt.encode_page(
+        page, fmt.FREELIST, stated, payload.ljust(count * page_size - fmt.PAGE_HEADER_SIZE, b"\0"), page_size
+    )
+    writer.put(page, image)
+    writer.flush()
+    for number in (txid - 1, txid):
+        meta = fmt.Meta(page_size, flags, root, sequence, page, space.high_water_mark, number)
+        write_all(writer.fd, writer.path, [meta.pack().ljust(page_size, b"\0")], number % 2 * page_size)
+    try:
+        os.ftruncate(writer.fd, space.high_water_mark * page_size)
+        os.fsync(writer.fd)
+    except OSError as error:
+        raise DatabaseError(writer.path, f"cannot complete the file: {error.strerror}") from error

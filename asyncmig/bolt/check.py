@@ -1,0 +1,146 @@
+"""A full consistency check of a bolt file.
+
+It finds what bbolt's ``Tx.Check`` finds, and what that takes on trust: bounds of every element, order of keys against the
+branch above, inline buckets, element flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+
+from asyncmig.bolt.db import Db
+from asyncmig.bolt.format import BUCKET_HEADER_SIZE, PAGE_HEADER, BucketValue
+from asyncmig.bolt.pagefile import PageFile
+from asyncmig.bolt.walk import Checkpoint, Walker, no_checkpoint
+from asyncmig.errors import CorruptDatabaseError
+
+MAX_FINDINGS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.  ``page`` is ``None`` for the file as a whole."""
+
+    page: int | None
+    cause: str
+
+    def __str__(self) -> str:
+        return self.cause if self.page is None else f"page {self.page}: {self.cause}"
+
+
+@dataclass(slots=True)
+class CheckResult:
+    """What :func:`check` found, and how large the file's content is.
+
+    ``findings`` stops at :data:`MAX_FINDINGS`; ``truncated`` tells that there were more.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    truncated: bool = False
+    page_size: int = 0
+    pages: int = 0
+    free_pages: int = 0
+    buckets: int = 0
+    keys: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+class _TooManyFindings(Exception):
+    pass
+
+
+class _CollectingWalker(Walker):
+    """A walker that notes problems and goes on behind them."""
+
+    def __init__(self, pages: PageFile, result: CheckResult, checkpoint: Checkpoint) -> None:
+        super().__init__(pages, checkpoint)
+        self.result = result
+
+    def problem(self, error: CorruptDatabaseError) -> None:
+        self.add(error.page, error.detail)
+
+    def add(self, page: int | None, cause: str) -> None:
+        if len(self.result.findings) >= MAX_FINDINGS:
+            self.result.truncated = True
+            raise _TooManyFindings
+        self.result.findings.append(Finding(page, cause))
+
+
+def check(path: str | PathLike[str], *, lock_timeout: float = 0.0, checkpoint: Checkpoint = no_checkpoint) -> CheckResult:
+    """Check the whole file under a shared lock.
+
+    Time and memory are bounded on any input: each page is read once, and memory is about a byte per page.  Raises
+    :class:`DatabaseError` if the file cannot be opened or is locked; damage is reported in the result, not raised.
+    Blocking: call it from a worker thread in an async program.
+    """
+    try:
+        db = Db.open(path, lock_timeout=lock_timeout)
+    except CorruptDatabaseError as error:
+        return CheckResult(findings=[Finding(error.page, error.detail)])
+    with db:
+        return check_pages(db.pages, checkpoint=checkpoint) if db.pages else CheckResult()
+
+
+def verify_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint) -> None:
+    """Raise :class:`CorruptDatabaseError` for the first thing that :func:`check` would report.
+
+    Meant for a file that is about to be edited: copy-on-write trusts the freelist, so a page that is both free and in use
+    would be overwritten.
+    """
+    result = check_pages(pages, checkpoint=checkpoint)
+    if result.findings:
+        first = result.findings[0]
+        raise CorruptDatabaseError(pages.path, first.page, first.cause)
+
+
+def check_pages(pages: PageFile, *, checkpoint: Checkpoint = no_checkpoint) -> CheckResult:
+    """:func:`check` for a file that is open already."""
+    result = CheckResult(page_size=pages.page_size, pages=pages.high_water_mark)
+    walker = _CollectingWalker(pages, result, checkpoint)
+    try:
+        for leaf in walker.buckets(pages.meta.root):
+            result.keys += len(leaf.keys)
+            for value in leaf.values:
+                if type(value) is BucketValue:
+                    result.buckets += 1
+                    result.keys += _inline_keys(value) - 1
+        _check_freelist(walker, result)
+    except _TooManyFindings:
+        pass
+    return result
+
+
+def _inline_keys(value: BucketValue) -> int:
+    """Keys of an inline bucket, as its header states them (the walker has checked them)."""
+    return 0 if value.root else PAGE_HEADER.unpack_from(value, BUCKET_HEADER_SIZE)[2]
+
+
+def _check_freelist(walker: _CollectingWalker, result: CheckResult) -> None:
+    pages = walker.pages
+    reachable = bytes(walker.seen)
+    try:
+        free = pages.freelist()
+        if free is not None:
+            walker.mark(pages.page(pages.meta.freelist))
+    except CorruptDatabaseError as error:
+        walker.problem(error)
+        return
+    if free is None:
+        result.free_pages = reachable.count(0)
+        return
+    result.free_pages = len(free)
+    for page_id in free:
+        if walker.seen[page_id]:
+            walker.add(page_id, "on the freelist although it is in use")
+        walker.seen[page_id] = 1
+    if result.findings:
+        return  # pages behind a damaged branch would all be reported as lost
+    lost = walker.seen.find(0)
+    while lost >= 0:
+        walker.add(lost, "neither in use nor on the freelist")
+        lost = walker.seen.find(0, lost + 1)

@@ -1,0 +1,194 @@
+"""Opening a bolt file, and its transactions."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from asyncmig.bolt import format as fmt
+from asyncmig.bolt.lock import lock
+from asyncmig.bolt.pagefile import PageFile
+from asyncmig.bolt.space import write_all
+from asyncmig.bolt.tx import Tx
+from asyncmig.bolt.walk import free_pages
+from asyncmig.errors import BucketError, CorruptDatabaseError, DatabaseError
+
+DEFAULT_PAGE_SIZE = 4096
+
+
+class Db:
+    """An open bolt file, locked as bbolt locks it until :meth:`close`.
+
+    One object serves one thread at a time: any number of read transactions, or one write transaction.  All calls block;
+    an async program makes them in a worker thread.
+    """
+
+    def __init__(self, fd: int, path: str, *, writable: bool) -> None:
+        self.fd = fd
+        self.path = path
+        self.writable = writable
+        self.pages: PageFile | None = None
+        """The committed state; ``None`` for a file of 0 bytes that was opened for reading."""
+        self._free: list[int] | None = None
+        self._open_transactions = 0
+        self._writing = False
+        self._broken: str | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        writable: bool = False,
+        create: bool = False,
+        page_size: int = DEFAULT_PAGE_SIZE,
+        lock_timeout: float = 0.0,
+    ) -> Db:
+        """Open and lock ``path``: shared for reading, exclusive for writing.
+
+        A file of 0 bytes is a valid empty database; opened for writing it is initialised with pages of ``page_size`` bytes,
+        as bbolt does.  ``create`` makes a missing file (mode 0600).  ``lock_timeout`` is in seconds, 0 tries once.
+
+        Raises :class:`DatabaseError` (missing, not a regular file, no permission), :class:`DatabaseLockedError`,
+        :class:`CorruptDatabaseError`.
+        """
+        name = os.fspath(path)
+        fd = _open_regular(name, writable=writable, create=create)
+        try:
+            lock(fd, name, exclusive=writable, timeout=lock_timeout)
+            db = cls(fd, name, writable=writable)
+            db._load(page_size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return db
+
+    def _load(self, page_size: int) -> None:
+        if os.fstat(self.fd).st_size == 0:
+            if not self.writable:
+                return
+            if page_size not in (fmt.MIN_PAGE_SIZE << i for i in range(15)):
+                raise BucketError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE}")
+            write_all(self.fd, self.path, [fmt.empty_image(page_size)], 0)
+            self.sync()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the committed state again."""
+        self.pages = PageFile(self.fd, self.path)
+
+    # -- transactions
+
+    @contextmanager
+    def view(self) -> Iterator[Tx]:
+        """A read transaction."""
+        with self._transaction(writable=False) as tx:
+            yield tx
+
+    @contextmanager
+    def update(self, *, fill_percent: float = 0.5) -> Iterator[Tx]:
+        """A write transaction: committed when the block ends, discarded when it raises.
+
+        ``fill_percent`` is how full pages are left when a node is split, as in bbolt.
+        """
+        with self._transaction(writable=True) as tx:
+            yield tx
+            self.commit(tx, fill_percent)
+
+    @contextmanager
+    def _transaction(self, *, writable: bool) -> Iterator[Tx]:
+        self._check_usable(writable)
+        free = self._free_pages() if writable else []
+        tx = Tx(self.pages, self.path, free, writable=writable)
+        self._open_transactions += 1
+        self._writing = writable
+        try:
+            yield tx
+        finally:
+            tx.close()
+            self._open_transactions -= 1
+            self._writing = False
+
+    def _check_usable(self, writable: bool) -> None:
+        if self._broken:
+            raise DatabaseError(self.path, self._broken)
+        if self.fd < 0:
+            raise BucketError(f"{self.path}: the database is closed")
+        if writable and not self.writable:
+            raise BucketError(f"{self.path}: opened for reading only")
+        if self._writing or (writable and self._open_transactions):
+            raise BucketError(f"{self.path}: another transaction is open")
+
+    def _free_pages(self) -> list[int]:
+        if self._free is None:
+            assert self.pages is not None
+            free = self.pages.freelist()
+            self._free = free_pages(self.pages) if free is None else free
+        return self._free
+
+    def commit(self, tx: Tx, fill_percent: float) -> None:
+        """Make what ``tx`` changed durable.
+
+        The order is what makes it atomic: new pages go where the committed state has none, they are synced, and only then
+        the 80 bytes of the older meta page are written and synced.
+        """
+        prepared = tx.prepare(fill_percent)
+        if prepared is None:
+            return
+        meta, self._free = prepared
+        assert self.pages is not None
+        end = meta.high_water_mark * meta.page_size
+        try:
+            if os.fstat(self.fd).st_size < end:
+                os.ftruncate(self.fd, end)
+        except OSError as error:
+            raise DatabaseError(self.path, f"cannot extend to {end} bytes: {error.strerror}") from error
+        self.sync()
+        # From here on a failure leaves it open which state is the committed one, so the object refuses further use.
+        self._broken = "an earlier commit failed half-way; open the file again"
+        write_all(self.fd, self.path, [meta.pack()], (meta.txid % 2) * meta.page_size)
+        self.sync()
+        self._broken = None
+        self.reload()
+
+    def sync(self) -> None:
+        """``fdatasync`` the file."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise DatabaseError(self.path, f"cannot sync: {error.strerror}") from error
+
+    # -- end
+
+    def close(self) -> None:
+        """Close the file, which releases its lock."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Db:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _open_regular(path: str, *, writable: bool, create: bool) -> int:
+    # O_NONBLOCK: opening a FIFO must not wait for its other end.
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise DatabaseError(path, f"cannot open: {error.strerror}") from error
+    except ValueError as error:
+        raise DatabaseError(path, f"cannot open: {error}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DatabaseError(path, "not a regular file")
+    return fd
+
+
+__all__ = ["DEFAULT_PAGE_SIZE", "CorruptDatabaseError", "Db"]

@@ -1,0 +1,181 @@
+"""Validated read access to the pages of one bolt file.
+
+Pages are read with ``pread``, not through a memory map: a map turns a truncated file or a bad disk sector into SIGBUS, which
+kills the embedding process, and faults pages in while holding the interpreter lock, which stalls its event loop.  See
+docs/decisions/0001-pread-not-mmap.md.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+from asyncmig.bolt import format as fmt
+from asyncmig.bolt.format import BRANCH, FREELIST, LEAF, NO_FREELIST, PAGE_HEADER, Malformed, Meta
+from asyncmig.errors import CorruptDatabaseError, DatabaseError
+
+_PAGE_SIZES = [fmt.MIN_PAGE_SIZE << i for i in range(15)]
+
+
+@dataclass(slots=True)
+class Page:
+    """One page and its overflow pages, header checked."""
+
+    id: int
+    flags: int
+    count: int
+    overflow: int
+    image: bytes
+
+
+class PageFile:
+    """The committed state of a bolt file, read through a file descriptor that the caller keeps open.
+
+    Every method raises :class:`CorruptDatabaseError` for bytes the format does not allow, :class:`DatabaseError` when the
+    operating system cannot read them, and nothing else.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.size = os.fstat(fd).st_size
+        self.meta = self._choose_meta()
+        self.page_size = self.meta.page_size
+        self.high_water_mark = self.meta.high_water_mark
+
+    # -- the two meta pages
+
+    def _choose_meta(self) -> Meta:
+        problems: list[str] = []
+        first = self._meta_at(0, problems)
+        # With page 0 gone nobody tells the page size, so page 1 is looked for wherever it may be, as bbolt does.
+        sizes = [first.page_size] if first else _PAGE_SIZES
+        second = next((m for size in sizes if (m := self._meta_at(size, problems)) and m.page_size == size), None)
+        metas = [m for m in (first, second) if m]
+        if not metas:
+            raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable ({problems[0]})")
+        meta = max(metas, key=lambda m: m.txid)
+        self._check_meta(meta)
+        return meta
+
+    def _meta_at(self, offset: int, problems: list[str]) -> Meta | None:
+        try:
+            return fmt.parse_meta(self._pread(fmt.META_SIZE, offset))
+        except Malformed as problem:
+            problems.append(str(problem))
+            return None
+
+    def _check_meta(self, meta: Meta) -> None:
+        def corrupt(cause: str) -> CorruptDatabaseError:
+            return CorruptDatabaseError(self.path, meta.txid % 2, cause)
+
+        size, pages = meta.page_size, meta.high_water_mark
+        if size not in _PAGE_SIZES:
+            raise corrupt(f"page size {size} is not a power of two from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}")
+        if pages * size > self.size:
+            raise corrupt(f"the file is truncated: {pages} pages of {size} bytes in use, {self.size} bytes present")
+        if not 2 <= meta.root < pages:
+            raise corrupt(f"root page {meta.root} is not between 2 and the high water mark {pages}")
+        if meta.freelist != NO_FREELIST and not 2 <= meta.freelist < pages:
+            raise corrupt(f"freelist page {meta.freelist} is not between 2 and the high water mark {pages}")
+
+    # -- pages
+
+    def page(self, page_id: int) -> Page:
+        """Read a page with its overflow pages."""
+        size = self.page_size
+        if not 2 <= page_id < self.high_water_mark:
+            raise self.corrupt(page_id, f"page id is not between 2 and the high water mark {self.high_water_mark}")
+        image = self._pread(size, page_id * size)
+        if len(image) < size:
+            raise self.corrupt(page_id, "the file ends within the page")
+        stated, flags, count, overflow = PAGE_HEADER.unpack_from(image)
+        if stated != page_id:
+            raise self.corrupt(page_id, f"the page calls itself page {stated}")
+        if page_id + overflow >= self.high_water_mark:
+            raise self.corrupt(page_id, f"{overflow} overflow pages reach past the high water mark {self.high_water_mark}")
+        if overflow:
+            image += self._pread(overflow * size, (page_id + 1) * size)
+            if len(image) < (overflow + 1) * size:
+                raise self.corrupt(page_id, "the file ends within its overflow pages")
+        return Page(page_id, flags, count, overflow, image)
+
+    def leaf(self, page: Page) -> tuple[list[bytes], list[bytes]]:
+        """Keys and values of a leaf page."""
+        try:
+            return fmt.decode_leaf(page.image, fmt.PAGE_HEADER_SIZE, page.count, len(page.image))
+        except Malformed as problem:
+            raise self.corrupt(page.id, str(problem)) from None
+
+    def branch(self, page: Page) -> tuple[list[bytes], list[int]]:
+        """Keys and child page ids of a branch page."""
+        try:
+            return fmt.decode_branch(page.image, page.count)
+        except Malformed as problem:
+            raise self.corrupt(page.id, str(problem)) from None
+
+    def tree_page(self, page_id: int) -> tuple[Page, bool]:
+        """A page that must be a branch or a leaf, and whether it is a leaf."""
+        page = self.page(page_id)
+        if page.flags not in (BRANCH, LEAF):
+            raise self.corrupt(page_id, f"type {page.flags:#x} where a branch or leaf page should be")
+        return page, page.flags == LEAF
+
+    def freelist(self) -> list[int] | None:
+        """Ids of the free pages, ascending; ``None`` when the file stores no freelist."""
+        if self.meta.freelist == NO_FREELIST:
+            return None
+        page = self.page(self.meta.freelist)
+        if page.flags != FREELIST:
+            raise self.corrupt(page.id, f"type {page.flags:#x} where the freelist should be")
+        try:
+            return decode_freelist(page, self.high_water_mark)
+        except Malformed as problem:
+            raise self.corrupt(page.id, str(problem)) from None
+
+    def corrupt(self, page_id: int | None, cause: str) -> CorruptDatabaseError:
+        """The error for a page of this file."""
+        return CorruptDatabaseError(self.path, page_id, cause)
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        try:
+            return os.pread(self.fd, count, offset)
+        except OverflowError:
+            raise CorruptDatabaseError(self.path, None, f"offset {offset} is beyond any file") from None
+        except OSError as error:
+            raise DatabaseError(self.path, f"cannot read {count} bytes at {offset}: {error.strerror}") from error
+
+
+def decode_freelist(page: Page, high_water_mark: int) -> list[int]:
+    """Page ids of a freelist page.  Raises :class:`Malformed`.
+
+    A count of 0xFFFF means that the first id is the real count (bbolt ``freelist.go``).
+    """
+    start, count = fmt.PAGE_HEADER_SIZE, page.count
+    if count == 0xFFFF:
+        count = int.from_bytes(page.image[start : start + 8], "little")
+        start += 8
+    if count > (len(page.image) - start) // 8:
+        raise Malformed(f"{count} free pages do not fit on the freelist page")
+    ids = list(memoryview(page.image)[start : start + 8 * count].cast("Q"))
+    if any(a >= b for a, b in pairwise(ids)):
+        ids.sort()
+        if any(a == b for a, b in pairwise(ids)):
+            raise Malformed("a page is on the freelist twice")
+    if ids and not 2 <= ids[0] <= ids[-1] < high_water_mark:
+        raise Malformed(f"free page {ids[0] if ids[0] < 2 else ids[-1]} is not between 2 and the high water mark")
+    return ids
+
+
+def encode_freelist(ids: list[int]) -> tuple[int, bytes]:
+    """The ``count`` field and the payload of a freelist page."""
+    count = len(ids)
+    head = [] if count < 0xFFFF else [count]
+    return min(count, 0xFFFF), struct.pack(f"<{len(head) + count}Q", *head, *ids)
+
+
+def freelist_pages(count: int, page_size: int) -> int:
+    """Pages that a freelist of ``count`` ids takes."""
+    return -(-(fmt.PAGE_HEADER_SIZE + 8 * (count + 1)) // page_size)

@@ -1,0 +1,99 @@
+"""The exception tree.
+
+Every error of the package is an :class:`AsyncmigError`.  A message names the file, record or call it is about, says what is
+wrong and, where there is one, what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "AsyncmigError",
+    "BucketError",
+    "CorruptDatabaseError",
+    "DatabaseError",
+    "DatabaseLockedError",
+    "IncompleteMigrationError",
+    "LayoutError",
+    "RecordError",
+    "StoreError",
+]
+
+StrPath = str | os.PathLike[str]
+
+
+class AsyncmigError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class DatabaseError(AsyncmigError):
+    """A bolt file could not be opened, read or written.
+
+    ``path`` is the file as the caller named it, ``cause`` one sentence without the path.
+    """
+
+    def __init__(self, path: StrPath, cause: str) -> None:
+        super().__init__(f"{printable(os.fspath(path))}: {cause}")
+        self.path = os.fspath(path)
+        self.cause = cause
+
+
+class CorruptDatabaseError(DatabaseError):
+    """The bytes of a bolt file are not what the format allows.  ``page`` is ``None`` for the file as a whole."""
+
+    def __init__(self, path: StrPath, page: int | None, cause: str) -> None:
+        super().__init__(path, f"corrupt database: {cause}" if page is None else f"corrupt database: page {page}: {cause}")
+        self.page = page
+        self.detail = cause
+
+
+class DatabaseLockedError(DatabaseError):
+    """Another process holds the file's ``flock``: almost always a daemon that is still running."""
+
+    def __init__(self, path: StrPath) -> None:
+        super().__init__(path, "locked by another process; stop the daemon that uses it (buildkitd, containerd) and try again")
+
+
+class BucketError(AsyncmigError):
+    """A bolt call that the data model forbids: a missing bucket, a key that is too long, a value where a bucket is."""
+
+
+class LayoutError(AsyncmigError):
+    """A directory is not a cache that can be migrated, or it cannot be told which one is meant."""
+
+
+class RecordError(AsyncmigError):
+    """One cache record cannot be migrated.  Raised before anything has been changed.
+
+    ``record`` is the record id, ``path`` the database it stands in.
+    """
+
+    def __init__(self, path: StrPath, record: str, cause: str) -> None:
+        super().__init__(f"{printable(os.fspath(path))}: record {printable(record)}: {cause}")
+        self.path = os.fspath(path)
+        self.record = record
+        self.cause = cause
+
+
+class StoreError(AsyncmigError):
+    """A content, snapshot or lease store did not do what it was asked."""
+
+
+class IncompleteMigrationError(AsyncmigError):
+    """The migration failed after it had begun to change the stores.
+
+    Nothing is lost: every record is still protected, ``metadata.db`` is as it was, and running the migration again
+    completes it.  ``stage`` names the stage that failed.
+    """
+
+    def __init__(self, stage: str, cause: BaseException) -> None:
+        super().__init__(
+            f"stage {stage}: {cause}. The migration is incomplete but nothing is lost: remove the cause and run it again"
+        )
+        self.stage = stage
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that a terminal could take for a command, or that is no valid character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
