@@ -1,0 +1,61 @@
+"""One cache record, as far as a migration is concerned with it."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class Changes(IntFlag):
+    """Which v2 keys of a record are to be written."""
+
+    NONE = 0
+    COMMITTED = 1
+    PARENT = 2
+    SNAPSHOT = 4
+    BLOB = 8
+    """cache.blob, cache.diffID and cache.mediatype"""
+    CHAIN = 16
+    """cache.chainID and cache.blobChainID, with their index entries"""
+
+
+class Record:
+    """A record of the cache.
+
+    Strings are as Go's JSON gives them back; ``id`` is the exact key (bytes that are no UTF-8 as lone surrogates).  An empty
+    string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID.
+    """
+
+    __slots__ = (
+        "blob",
+        "blob_chain_id",
+        "blob_mapping",
+        "chain_id",
+        "changes",
+        "diff_id",
+        "equal_mutable",
+        "id",
+        "media_type",
+        "parent",
+        "snapshot",
+    )
+
+    def __init__(self, record_id: str) -> None:
+        self.id = record_id
+        self.equal_mutable = ""
+        self.blob_mapping: tuple[str, str] | None = None
+        self.parent = ""
+        self.snapshot = ""
+        self.blob = ""
+        self.diff_id = ""
+        self.media_type = ""
+        self.chain_id = ""
+        self.blob_chain_id = ""
+        self.changes = 0
+
+    @property
+    def is_holder(self) -> bool:
+        """Whether this is an unfinalised immutable record: its data is the snapshot of the record ``equal_mutable``."""
+        return bool(self.equal_mutable)
+
+    def __repr__(self) -> str:
+        return f"Record({self.id!r})"

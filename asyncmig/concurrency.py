@@ -1,0 +1,89 @@
+"""Worker threads and sections that no cancellation can tear.
+
+A shielded anyio scope alone is not enough for either.  ``Task.cancel()``, ``asyncio.timeout``, a failing sibling in
+``asyncio.TaskGroup`` and Ctrl-C in the main task all interrupt code inside ``CancelScope(shield=True)``: asyncio's own
+cancellation knows nothing of anyio's scopes.  So the work runs in a task of its own that no caller holds, and the caller waits
+for it, remembers a cancellation that arrives, and raises it again when the work has ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from asyncmig.bolt.walk import Checkpoint
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Stopped(Exception):
+    """Raised by a checkpoint after the caller was cancelled."""
+
+
+def _ignore() -> None:
+    """Do nothing about a cancellation."""
+
+
+async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function(checkpoint, *args, **kwargs)`` in a worker thread.
+
+    Cancellation of any kind makes the next ``checkpoint()`` in the thread raise, and is raised here once the function has
+    ended: a thread is never left behind to go on working.  If the function ends with a result or an error of its own all the
+    same, an error is raised in place of the cancellation, and a result is dropped.
+    """
+    stop = threading.Event()
+
+    def checkpoint() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    call = partial(function, checkpoint, *args, **kwargs)
+    return await _supervise(partial(anyio.to_thread.run_sync, call), stop.set, shield=False)
+
+
+async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], None] = _ignore) -> T:
+    """Run ``work`` to its end, whatever cancels the caller.
+
+    ``on_cancel`` is called when a cancellation arrives meanwhile.  A native asyncio cancellation, a ``KeyboardInterrupt``, is
+    raised again when the work has ended; anyio's and trio's scopes deliver theirs at the next checkpoint anyway.  If the work
+    fails, its error is raised in place of the cancellation.
+    """
+    return await _supervise(work, on_cancel, shield=True)
+
+
+async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], None], *, shield: bool) -> T:
+    done = anyio.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    async def run() -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                results.append(await work())
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.set()
+
+    cancellation: BaseException | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        with anyio.CancelScope(shield=shield) as scope:
+            while not done.is_set():
+                try:
+                    await done.wait()
+                except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
+                    cancellation = cancellation or error
+                    scope.shield = True
+                    on_cancel()
+    if errors and not isinstance(errors[0], _Stopped):
+        raise errors[0]
+    if cancellation is not None:
+        raise cancellation
+    return results[0]

@@ -1,0 +1,234 @@
+"""What is this directory?  From a path to the files of one cache, and from those to its stores."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.errors import DatabaseLockedError, LayoutError, StrPath, printable
+from asyncmig.stores.offline import OfflineFiles, offline_stores
+from asyncmig.stores.ports import Stores
+
+V1 = "metadata.db"
+V2 = "metadata_v2.db"
+_CONTAINERD_META = "containerdmeta.db"
+_DAEMON_LOCK = "buildkitd.lock"
+_WORKER_NAME = re.compile(r"(runc|containerd)-(.+)")
+_DEFAULT_SNAPSHOTTER = "overlayfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one cache.
+
+    ``directory`` is the worker directory; ``snapshotter`` is "" while it is not known; ``containerd_root`` is the root of a
+    stopped containerd that has the stores, ``None`` if they lie in the worker directory.
+    Sources of the paths: moby/buildkit ``worker/runc/runc.go``, containerd's plugin ids.
+    """
+
+    name: str
+    directory: str
+    namespace: str
+    snapshotter: str = ""
+    containerd_root: str | None = None
+
+    @property
+    def v1(self) -> str:
+        """The database to be migrated."""
+        return os.path.join(self.directory, V1)
+
+    @property
+    def v2(self) -> str:
+        """The database it becomes."""
+        return os.path.join(self.directory, V2)
+
+    @property
+    def daemon_lock(self) -> str:
+        """The file that a running buildkitd keeps locked; versions before v0.5.1 have none."""
+        return os.path.join(os.path.dirname(self.directory), _DAEMON_LOCK)
+
+    @property
+    def containerd_metadata(self) -> str:
+        """containerd's metadata database."""
+        if self.containerd_root is None:
+            return os.path.join(self.directory, _CONTAINERD_META)
+        return os.path.join(self.containerd_root, "io.containerd.metadata.v1.bolt", "meta.db")
+
+    @property
+    def snapshotter_metadata(self) -> str:
+        """The snapshotter's database."""
+        if self.containerd_root is not None:
+            return os.path.join(self.containerd_root, f"io.containerd.snapshotter.v1.{self.snapshotter}", "metadata.db")
+        snapshots = os.path.join(self.directory, "snapshots")
+        # stargz inside an OCI worker keeps it one level deeper.
+        deeper = os.path.join(snapshots, "snapshotter")
+        return os.path.join(deeper if os.path.isdir(deeper) else snapshots, "metadata.db")
+
+
+def find_layout(
+    path: StrPath,
+    *,
+    layout: str = "auto",
+    snapshotter: str | None = None,
+    namespace: str = "buildkit",
+    containerd_root: StrPath | None = None,
+) -> Layout:
+    """The cache at ``path``: a worker directory (``runc-overlayfs``) or a BuildKit root that holds one.
+
+    ``layout`` is ``auto`` or ``oci``.  Raises :class:`LayoutError` if there is no cache, if there are several, or if its
+    stores are out of reach.  Blocking, but only looks at a few directory entries.
+    """
+    if layout not in ("auto", "oci"):
+        raise LayoutError(f"unknown layout {printable(layout)}; choose auto or oci")
+    directory = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(directory):
+        raise LayoutError(f"{printable(directory)}: not a directory")
+    worker = directory if _is_worker(directory) else _only_worker(directory)
+    match = _WORKER_NAME.fullmatch(os.path.basename(worker))
+    root = os.path.abspath(os.fspath(containerd_root)) if containerd_root is not None else None
+    found = Layout("oci" if root is None else "containerd", worker, namespace, snapshotter or (match[2] if match else ""), root)
+    _check_reachable(found, match)
+    return found
+
+
+def _is_worker(directory: str) -> bool:
+    files = (V1, V2, _CONTAINERD_META)
+    return any(os.path.lexists(os.path.join(directory, name)) for name in files) or bool(
+        _WORKER_NAME.fullmatch(os.path.basename(directory))
+    )
+
+
+def _only_worker(root: str) -> str:
+    workers = sorted(e.path for e in os.scandir(root) if e.is_dir() and _WORKER_NAME.fullmatch(e.name))
+    if not workers:
+        raise LayoutError(
+            f"{printable(root)}: no BuildKit cache here; name a worker directory such as runc-overlayfs, "
+            "or the BuildKit root that holds one (usually /var/lib/buildkit)"
+        )
+    unmigrated = [w for w in workers if os.path.lexists(os.path.join(w, V1)) and not os.path.lexists(os.path.join(w, V2))]
+    candidates = unmigrated or workers
+    if len(candidates) > 1 and unmigrated:
+        raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(candidates)}")
+    return candidates[0]
+
+
+def _names(paths: Iterable[str]) -> str:
+    return ", ".join(printable(os.path.basename(p)) for p in paths)
+
+
+def _check_reachable(layout: Layout, worker: re.Match[str] | None) -> None:
+    if os.path.lexists(layout.v2) or not os.path.lexists(layout.v1):
+        return  # nothing to be done, so nothing to be reached
+    if os.path.lexists(os.path.join(layout.directory, "snapshots.db")):
+        raise LayoutError(
+            f"{printable(layout.directory)}: this is the cache of a dockerd (it has a snapshots.db), "
+            "which this version of asyncmig can't migrate yet"
+        )
+    if worker and worker[1] == "containerd" and layout.containerd_root is None:
+        raise LayoutError(
+            f"{printable(layout.directory)}: the snapshots of this cache lie in containerd; stop containerd and name its "
+            "root directory with --containerd-root (usually /var/lib/containerd)"
+        )
+    if layout.containerd_root is not None and not os.path.lexists(layout.containerd_metadata):
+        raise LayoutError(f"{printable(layout.containerd_metadata)}: not there; is this the root directory of a containerd?")
+
+
+@asynccontextmanager
+async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[tuple[Layout, Stores]]:
+    """The stores of the cache, with the snapshotter settled, locked against every other process until the end.
+
+    Raises :class:`DatabaseLockedError` while a daemon runs, :class:`LayoutError` for a namespace or snapshotter that is not
+    there.  Without ``writable`` only shared locks are taken and nothing can be changed.
+    """
+    # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
+    opened: list[_OpenStores] = []
+    try:
+        await in_thread(_open, layout, writable, opened)
+        yield opened[0].layout, offline_stores(opened[0].files, opened[0].layout.snapshotter)
+    finally:
+
+        def close(_: Checkpoint) -> None:
+            for stores in opened:
+                stores.close()
+
+        await run_uncancellable(lambda: in_thread(close))
+
+
+@dataclass(slots=True)
+class _OpenStores:
+    layout: Layout
+    files: OfflineFiles
+    lock_fd: int
+
+    def close(self) -> None:
+        self.files.close()
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+
+
+def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[_OpenStores]) -> None:
+    lock_fd = _lock_daemon(layout.daemon_lock, writable)
+    try:
+        if not layout.snapshotter:
+            layout = _settle_snapshotter(layout)
+        files = OfflineFiles.open(
+            layout.containerd_metadata,
+            layout.snapshotter_metadata,
+            namespace=layout.namespace,
+            writable=writable,
+            checkpoint=checkpoint,
+        )
+    except BaseException:
+        if lock_fd >= 0:
+            os.close(lock_fd)
+        raise
+    opened.append(_OpenStores(layout, files, lock_fd))
+    _check_names(layout, files)
+
+
+def _lock_daemon(path: str, writable: bool) -> int:
+    """Take the lock that buildkitd holds while it runs, if the file is there; -1 if not."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise DatabaseLockedError(path) from None
+    return fd
+
+
+def _settle_snapshotter(layout: Layout) -> Layout:
+    """Tell the snapshotter from the metadata database when the directory's name does not tell it."""
+    files = OfflineFiles.open(layout.containerd_metadata, "", namespace=layout.namespace, writable=False)
+    try:
+        found = files.snapshotters()
+    finally:
+        files.close()
+    if len(found) > 1:
+        raise LayoutError(
+            f"{printable(layout.containerd_metadata)}: has snapshots of several snapshotters, "
+            f"name one with --snapshotter: {', '.join(map(printable, found))}"
+        )
+    return replace(layout, snapshotter=found[0] if found else _DEFAULT_SNAPSHOTTER)
+
+
+def _check_names(layout: Layout, files: OfflineFiles) -> None:
+    """Refuse a namespace or snapshotter that looks like a mistake: every record would seem to have lost its snapshot."""
+    for kind, wanted, found in (
+        ("namespace", layout.namespace, files.namespaces()),
+        ("snapshotter", layout.snapshotter, files.snapshotters()),
+    ):
+        if found and wanted not in found:
+            raise LayoutError(
+                f"{printable(layout.containerd_metadata)}: has no {kind} {printable(wanted)}; "
+                f"there is: {', '.join(map(printable, found))} (--{kind})"
+            )

@@ -1,0 +1,130 @@
+"""The pipeline: read, resolve, blobs, chains, build, and then the tail.
+
+Nothing changes in a store before the tail, and the tail begins only when everything that can fail without side effects has
+succeeded.  Each of its steps can be repeated, so a run after an interruption completes what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError
+from asyncmig.migration.blobs import find_blobs
+from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.chains import compute_chains
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.protect import plan_leases, protect, verify
+from asyncmig.migration.publish import NewDatabase, build
+from asyncmig.migration.release import release
+from asyncmig.migration.resolve import resolve
+from asyncmig.stores.ports import Lease, Stores
+
+
+class Pipeline:
+    """One migration of one cache whose database is open and whose stores can be reached.
+
+    ``target`` is the path of the v2 database.
+    """
+
+    def __init__(self, cache: Cache, stores: Stores, target: str, progress: Progress) -> None:
+        self.cache = cache
+        self.stores = stores
+        self.target = target
+        self.progress = progress
+        self._new: NewDatabase | None = None
+        self._made: list[Lease] = []  # leases whose resources were added
+        self._changed = False  # whether a store may have been changed
+
+    async def prepare(self) -> None:
+        """Compute everything, change nothing.
+
+        Raises :class:`DatabaseError`, :class:`RecordError` or :class:`StoreError`; when cancelled, it ends at once.
+        """
+        cache = self.cache
+        async with self._stage(Stage.READ):
+            await in_thread(self._read)
+        count = len(cache.records)
+        async with self._stage(Stage.RESOLVE, count):
+            await resolve(cache, self.stores.snapshots)
+        async with self._stage(Stage.BLOBS, count):
+            await find_blobs(cache, self.stores.content)
+        async with self._stage(Stage.CHAINS, count):
+            await in_thread(compute_chains, cache)
+            await in_thread(self._count)
+
+    def _read(self, checkpoint: Checkpoint) -> None:
+        cache = self.cache
+        cache.records = cache.database.read(checkpoint=checkpoint, progress=self.progress.advance)
+        for record in stepping(checkpoint, cache.records):
+            cache.by_id[record.id] = record
+
+    def _count(self, checkpoint: Checkpoint) -> None:
+        counts = self.cache.report.counts
+        counts.records = len(self.cache.records)
+        for record in stepping(checkpoint, self.cache.records):
+            counts.holders += record.is_holder
+            counts.blobs += bool(record.blob)
+            counts.chains += len(self.cache.database.index_keys(record)) > 0
+
+    async def migrate(self) -> None:
+        """Build the new database, then protect, release and publish in the order of the semantics.
+
+        A cancellation while the database is built takes effect at once and leaves nothing behind.  After that it takes
+        effect when the migration is complete.  Raises :class:`IncompleteMigrationError` if the tail fails after it has
+        changed something; otherwise nothing has changed.
+        """
+        leases = await in_thread(plan_leases, self.cache, self.stores.snapshots.snapshotter)
+        try:
+            async with self._stage(Stage.BUILD, len(self.cache.records)):
+                await in_thread(self._build)
+            self.progress.uncancellable()
+            await run_uncancellable(partial(self._tail, leases), on_cancel=self.progress.cancel_deferred)
+        finally:
+            await run_uncancellable(partial(in_thread, self._close))
+
+    def _build(self, checkpoint: Checkpoint) -> None:
+        # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
+        self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
+
+    def _close(self, _: Checkpoint) -> None:
+        if self._new is not None:
+            self._new.close()
+
+    def _publish(self, _: Checkpoint) -> None:
+        assert self._new is not None
+        self._new.publish()
+
+    async def _tail(self, leases: list[Lease]) -> None:
+        for stage in self.cache.semantics.tail:
+            try:
+                async with self._stage(stage, len(leases)):
+                    await self._tail_stage(stage, leases)
+            except Exception as error:
+                if self._changed or not isinstance(error, AsyncmigError):
+                    raise IncompleteMigrationError(stage, error) from error
+                raise
+
+    async def _tail_stage(self, stage: Stage, leases: list[Lease]) -> None:
+        match stage:
+            case Stage.PROTECT:
+                self._changed = not self.stores.leases.atomic
+                self._made = await protect(self.cache, leases, self.stores.leases)
+                self._changed = True
+            case Stage.VERIFY:
+                await verify(self._made, self.stores.leases)
+            case Stage.RELEASE:
+                await release(self.cache, self.stores)
+            case Stage.PUBLISH:
+                await in_thread(self._publish)
+            case _:
+                raise AssertionError(stage)
+
+    @asynccontextmanager
+    async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:
+        self.progress.stage(stage, total)
+        with self.cache.report.timed(stage):
+            yield

@@ -1,0 +1,40 @@
+"""What a migration tells while it runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """The stages, in the order in which they first may run."""
+
+    OPEN = "open"
+    READ = "read"
+    RESOLVE = "resolve"
+    BLOBS = "blobs"
+    CHAINS = "chains"
+    BUILD = "build"
+    PROTECT = "protect"
+    VERIFY = "verify"
+    RELEASE = "release"
+    PUBLISH = "publish"
+
+
+class Progress:
+    """Receives what happens; subclass it and override what you want.
+
+    The methods are called from worker threads as well as from the event loop, never two at a time.  They must be quick and
+    must not raise.
+    """
+
+    def stage(self, stage: Stage, total: int | None) -> None:
+        """``stage`` begins.  ``total`` is the number of items it will deal with, ``None`` if that is not known."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more items of the running stage are done."""
+
+    def uncancellable(self) -> None:
+        """The tail begins: from here on a cancellation takes effect when the migration is complete."""
+
+    def cancel_deferred(self) -> None:
+        """A cancellation arrived in the tail and is kept until the end."""

@@ -1,0 +1,80 @@
+"""Stages build and publish: the new database, complete under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from asyncmig.bolt import Checkpoint, PageFile, verify_pages
+from asyncmig.errors import DatabaseError
+from asyncmig.migration.cache import Cache
+
+
+def build(checkpoint: Checkpoint, cache: Cache, target: str, progress: Callable[[int], None]) -> NewDatabase:
+    """Write the migrated database beside ``target``, sync it and check it from end to end.
+
+    A left-over of an earlier attempt is replaced.  On any error the new file is removed again.
+    """
+    new = NewDatabase.create(target, like=cache.database.path)
+    try:
+        cache.database.write(new.fd, new.path, cache.records, checkpoint=checkpoint, progress=progress)
+        verify_pages(PageFile(new.fd, new.path), checkpoint)
+    except BaseException:
+        new.close()
+        raise
+    return new
+
+
+class NewDatabase:
+    """A database that is complete on disk but not yet under its name."""
+
+    def __init__(self, fd: int, path: str, target: str) -> None:
+        self.fd = fd
+        self.path = path
+        self.target = target
+        self.published = False
+
+    @classmethod
+    def create(cls, target: str, *, like: str) -> NewDatabase:
+        """An empty file beside ``target`` with the owner and mode of the file ``like``."""
+        path = target + ".tmp"
+        try:
+            model = os.stat(like)
+            if os.path.lexists(path):
+                os.unlink(path)  # never written through: it might be a link to something else
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DatabaseError(path, f"cannot create: {error.strerror}") from error
+        new = cls(fd, path, target)
+        try:
+            if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(fd, model.st_uid, model.st_gid)
+            os.fchmod(fd, model.st_mode & 0o777)
+        except OSError as error:
+            new.close()
+            raise DatabaseError(path, f"cannot set owner and mode: {error.strerror}") from error
+        return new
+
+    def publish(self) -> None:
+        """Give the database its name, durably.  Raises :class:`DatabaseError`."""
+        try:
+            os.rename(self.path, self.target)
+            self.published = True
+            sync_directory(os.path.dirname(self.target))
+        except OSError as error:
+            raise DatabaseError(self.target, f"cannot publish: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the file, and remove it unless it was published."""
+        os.close(self.fd)
+        if not self.published:
+            os.unlink(self.path)
+
+
+def sync_directory(path: str) -> None:
+    """Make a rename in the directory durable."""
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

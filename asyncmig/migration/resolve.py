@@ -1,0 +1,98 @@
+"""Stage resolve: which records are committed, and which is whose parent.
+
+The snapshotter knows it of every record that has a snapshot.  A holder has none: it is committed by nature, and takes the
+parent of the mutable record that owns its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.gojson import to_valid
+from asyncmig.buildkit.record import Changes, Record
+from asyncmig.concurrency import in_thread
+from asyncmig.errors import printable
+from asyncmig.migration.cache import Cache, stepping
+from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
+
+
+async def resolve(cache: Cache, snapshots: SnapshotStore) -> None:
+    """Set committed, parent and snapshot of all records.
+
+    Raises :class:`RecordError` for a record without its snapshot, and for a holder whose mutable record is missing.
+    """
+    with_snapshot = await in_thread(_with_snapshot, cache)
+    infos = await snapshots.stat_many(await in_thread(_names, with_snapshot))
+    await in_thread(_apply, cache, with_snapshot, infos, snapshots.snapshotter)
+    await in_thread(_resolve_holders, cache)
+
+
+def _with_snapshot(checkpoint: Checkpoint, cache: Cache) -> list[Record]:
+    return [record for record in stepping(checkpoint, cache.records) if not record.is_holder]
+
+
+def _names(checkpoint: Checkpoint, records: list[Record]) -> list[str]:
+    return [record.id for record in stepping(checkpoint, records)]
+
+
+def _apply(
+    checkpoint: Checkpoint, cache: Cache, records: list[Record], infos: Sequence[SnapshotInfo | None], snapshotter: str
+) -> None:
+    missing = [record for record, info in zip(records, infos, strict=True) if info is None]
+    if missing:
+        raise cache.error(missing[0], _missing_snapshots(len(missing), len(records), snapshotter))
+    for record, info in zip(stepping(checkpoint, records), infos, strict=True):
+        assert info is not None
+        record.snapshot = to_valid(record.id)
+        record.changes |= Changes.SNAPSHOT
+        if info.kind is Kind.COMMITTED:
+            record.changes |= Changes.COMMITTED
+        if info.parent:
+            record.parent = to_valid(info.parent)
+            record.changes |= Changes.PARENT
+
+
+def _missing_snapshots(missing: int, total: int, snapshotter: str) -> str:
+    if missing == total > 1:
+        return (
+            f"its snapshot does not exist in snapshotter {printable(snapshotter)}, and neither does any other record's "
+            f"({total} in all); check that snapshotter and namespace are those of this cache"
+        )
+    others = f" (nor do those of {missing - 1} other records)" if missing > 1 else ""
+    return (
+        f"its snapshot does not exist in snapshotter {printable(snapshotter)}{others}; "
+        "BuildKit v0.6 drops such records when it starts, so start it once on this cache and stop it again"
+    )
+
+
+def _resolve_holders(checkpoint: Checkpoint, cache: Cache) -> None:
+    for record in stepping(checkpoint, cache.records):
+        if not record.is_holder:
+            continue
+        record.snapshot = to_valid(record.id)
+        record.changes |= Changes.SNAPSHOT | Changes.COMMITTED
+        if not record.parent:
+            record.parent = _parent_of_mutable(cache, record)
+            record.changes |= Changes.PARENT
+
+
+def _parent_of_mutable(cache: Cache, holder: Record) -> str:
+    """The parent of the record that owns the holder's data.
+
+    That this record is a holder itself never happens in caches that BuildKit wrote; upstream's answer then depends on the
+    order of a Go map, and the one that follows to the end is among them.
+    """
+    seen = set()
+    record = holder
+    while record.is_holder and not record.parent and record.id not in seen:
+        seen.add(record.id)
+        mutable = cache.by_id.get(record.equal_mutable)
+        if mutable is None:
+            raise cache.error(
+                record,
+                f"cache.equalMutable names record {printable(record.equal_mutable)}, which does not exist; "
+                "BuildKit v0.6 drops such records when it starts, so start it once on this cache and stop it again",
+            )
+        record = mutable
+    return record.parent

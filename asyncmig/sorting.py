@@ -1,0 +1,46 @@
+"""Sorting without holding the interpreter lock for long.
+
+``list.sort`` does not let go of the lock: a million keys stop every other thread, and with them an embedding event loop, for
+most of a second.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+_STEP = 4096
+
+
+def sorted_in_steps(items: list[bytes]) -> Iterator[bytes]:
+    """The items in order, sorted in parts of about 4,096, about a millisecond each."""
+    if len(items) <= _STEP:
+        yield from sorted(items)
+        return
+    # Every n-th item of an arbitrary order is a fair sample; the parts come out within a small factor of each other.
+    pivots = sorted(items[:: _STEP // 4])[3::4]
+    parts: list[list[bytes]] = [[] for _ in range(len(pivots) + 1)]
+    for item in items:
+        parts[bisect_right(pivots, item)].append(item)
+    for part in parts:
+        part.sort()
+        yield from part
+
+
+def merge_sorted(left: Iterable[bytes], right: Iterable[bytes]) -> Iterator[bytes]:
+    """Two ascending sequences as one, an item that is in both only once."""
+    ones, others = iter(left), iter(right)
+    a, b = next(ones, None), next(others, None)
+    while a is not None and b is not None:
+        if a < b:
+            yield a
+            a = next(ones, None)
+        elif b < a:
+            yield b
+            b = next(others, None)
+        else:
+            b = next(others, None)
+    rest, first = (ones, a) if a is not None else (others, b)
+    if first is not None:
+        yield first
+        yield from rest

@@ -1,0 +1,39 @@
+"""Bounded fan-out: many single calls, a limited number at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+import anyio
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+async def fan_out(call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], *, concurrency: int) -> list[Result]:
+    """``call`` every item, at most ``concurrency`` at a time; the results in the order of the items.
+
+    Workers pull from one iterator, so memory does not grow with the number of items (a task an item costs about 50 times as
+    much).  The first error cancels the other workers and is raised as itself, not as a group.  Cancellation cancels the calls
+    that are running; those that finished have taken effect.
+    """
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+    pending: Iterator[tuple[int, Item]] = iter(enumerate(items))
+
+    async def worker() -> None:
+        for i, item in pending:
+            try:
+                results[i] = await call(item)
+            except Exception as error:
+                errors.append(error)
+                group.cancel_scope.cancel()
+                return
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(concurrency, len(items))):
+            group.start_soon(worker)
+    if errors:
+        raise errors[0]
+    return [results[i] for i in range(len(items))]

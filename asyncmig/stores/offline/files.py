@@ -1,0 +1,121 @@
+"""The database files behind the offline stores: opened, locked and checked together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from asyncmig.bolt import Bucket, Checkpoint, Db, Tx, verify_pages
+from asyncmig.bolt.walk import no_checkpoint
+from asyncmig.errors import StoreError, StrPath
+from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
+
+VERSION = b"v1"
+SNAPSHOTS = b"snapshots"
+CONTENT = b"content"
+BLOB = b"blob"
+LEASES = b"leases"
+LABELS = b"labels"
+CREATED_AT = b"createdat"
+UPDATED_AT = b"updatedat"
+
+
+class OfflineFiles:
+    """containerd's metadata database and the snapshotter's own, locked until :meth:`close`.
+
+    ``metadata`` is ``containerdmeta.db`` of an OCI worker or ``meta.db`` of a containerd; ``backend`` is the snapshotter's
+    ``metadata.db``.  A missing file is an empty store.  All methods block.
+    """
+
+    def __init__(self, metadata: Db | None, backend: Db | None, namespace: str) -> None:
+        self.metadata = metadata
+        self.backend = backend
+        self.namespace = to_bytes(namespace)
+
+    @classmethod
+    def open(
+        cls,
+        metadata: StrPath,
+        backend: StrPath,
+        *,
+        namespace: str,
+        writable: bool,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> OfflineFiles:
+        """Open and lock both files, exclusively if ``writable``, and check them from end to end.
+
+        The check comes before any change: an edit of a damaged file could make it worse.  Raises :class:`DatabaseError` and
+        its kinds.
+        """
+        with ExitStack() as stack:
+            opened: list[Db | None] = []
+            for path in (metadata, backend):
+                db = Db.open(path, writable=writable) if os.path.lexists(path) else None
+                if db is not None:
+                    stack.callback(db.close)
+                    if db.pages is not None:
+                        verify_pages(db.pages, checkpoint)
+                opened.append(db)
+            files = cls(opened[0], opened[1], namespace)
+            stack.pop_all()
+            return files
+
+    def close(self) -> None:
+        """Close both files, which releases their locks."""
+        for db in (self.metadata, self.backend):
+            if db is not None:
+                db.close()
+
+    def namespaces(self) -> list[str]:
+        """Namespaces in the metadata database."""
+        with view(self.metadata) as tx:
+            return bucket_names(tx.bucket(VERSION) if tx else None)
+
+    def snapshotters(self) -> list[str]:
+        """Snapshotters that have snapshots in the namespace."""
+        with view(self.metadata) as tx:
+            return bucket_names(tx.path_bucket(VERSION, self.namespace, SNAPSHOTS) if tx else None)
+
+
+def bucket_names(bucket: Bucket | None) -> list[str]:
+    """Names of the buckets in ``bucket``."""
+    return [to_text(key) for key, value in bucket.items() if value is None] if bucket else []
+
+
+@contextmanager
+def view(db: Db | None) -> Iterator[Tx | None]:
+    """A read transaction, ``None`` for a file that does not exist."""
+    if db is None:
+        yield None
+        return
+    with db.view() as tx:
+        yield tx
+
+
+@contextmanager
+def update(db: Db | None) -> Iterator[Tx]:
+    """A write transaction.  Raises :class:`StoreError` for a file that does not exist."""
+    if db is None:
+        raise StoreError("containerd's metadata database does not exist")
+    with db.update() as tx:
+        yield tx
+
+
+def remove_label(entry: Bucket, label: bytes, now: bytes) -> None:
+    """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry.
+
+    It rewrites both times and all labels.  The bucket of the labels is there afterwards even if it is empty, and even if
+    there was none before: the label to be removed is an entry without value in the map that is written (containerd
+    ``metadata/boltutil``).
+    """
+    labels = entry.bucket(LABELS)
+    kept = [(key, value) for key, value in labels.items() if key != label and value] if labels else []
+    if CREATED_AT not in entry:
+        entry.put(CREATED_AT, ZERO_TIME)
+    entry.put(UPDATED_AT, now)
+    if labels is not None:
+        entry.delete_bucket(LABELS)
+    labels = entry.create_bucket(LABELS)
+    for key, value in kept:
+        labels.put(key, value)

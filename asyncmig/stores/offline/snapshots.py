@@ -1,0 +1,137 @@
+"""Snapshots: entries in containerd's metadata database, and behind them the snapshotter's own database.
+
+``v1/<namespace>/snapshots/<snapshotter>/<key>`` holds ``name``, the key in the snapshotter's database, where
+``v1/snapshots/<name>`` holds the kind.  containerd reports a snapshot only if both are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncmig.bolt import Bucket, Checkpoint
+from asyncmig.concurrency import in_thread
+from asyncmig.sorting import sorted_in_steps
+from asyncmig.stores.offline import codec
+from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, remove_label, update, view
+from asyncmig.stores.ports import Kind, SnapshotInfo
+
+_NAME = b"name"
+_KIND = b"kind"
+_PARENT = b"parent"
+
+
+class OfflineSnapshots:
+    """The snapshot port."""
+
+    def __init__(self, files: OfflineFiles, snapshotter: str) -> None:
+        self._files = files
+        self._snapshotter = snapshotter
+        self._path = (VERSION, files.namespace, SNAPSHOTS, codec.to_bytes(snapshotter))
+
+    @property
+    def snapshotter(self) -> str:
+        """Name of the snapshotter."""
+        return self._snapshotter
+
+    async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
+        """Stat of all snapshots from one read transaction a database."""
+        return await in_thread(self._stat_many, names)
+
+    def _stat_many(self, checkpoint: Checkpoint, names: Sequence[str]) -> list[SnapshotInfo | None]:
+        entries = self._entries(checkpoint, names)
+        kinds = self._kinds(checkpoint, [name for name, _ in entries.values()])
+        result: list[SnapshotInfo | None] = []
+        for name in names:
+            backend, parent = entries.get(name, (b"", ""))
+            kind = kinds.get(backend)
+            result.append(None if kind is None else SnapshotInfo(name, kind, parent))
+        return result
+
+    def _entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, tuple[bytes, str]]:
+        """Backend key and parent of each snapshot that has a metadata entry."""
+        found = {}
+        with view(self._files.metadata) as tx:
+            snapshots = tx and tx.path_bucket(*self._path)
+            for name in names if snapshots else ():
+                checkpoint()
+                entry = snapshots.bucket(codec.to_bytes(name)) if snapshots else None
+                if entry is not None:
+                    found[name] = (entry.get(_NAME) or b"", codec.to_text(entry.get(_PARENT) or b""))
+        return found
+
+    def _kinds(self, checkpoint: Checkpoint, backend_names: list[bytes]) -> dict[bytes, Kind]:
+        found = {}
+        with view(self._files.backend) as tx:
+            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
+            # In key order, so that each page is read once.
+            for name in sorted_in_steps(backend_names) if snapshots else ():
+                checkpoint()
+                entry = snapshots.bucket(name) if snapshots and name else None
+                if entry is not None:
+                    found[name] = _kind(entry)
+        return found
+
+    async def views(self) -> list[str]:
+        """Keys of all snapshots of kind View, in the order of containerd's Walk."""
+        return await in_thread(self._views)
+
+    def _views(self, checkpoint: Checkpoint) -> list[str]:
+        backend_views = set()
+        with view(self._files.backend) as tx:
+            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
+            for name, value in snapshots.items() if snapshots else ():
+                checkpoint()
+                entry = snapshots.bucket(name) if snapshots and value is None else None
+                if entry is not None and _kind(entry) is Kind.VIEW:
+                    backend_views.add(name)
+        return [name for name in self._keys_of(backend_views) if name]
+
+    def _keys_of(self, backend_names: set[bytes]) -> list[str]:
+        """Metadata keys of those backend snapshots that belong to this namespace and snapshotter."""
+        # A backend name is <namespace>/<number>/<key>, so the key can be read off it and only has to be confirmed.
+        keys = sorted(parts[2] for name in backend_names if len(parts := name.split(b"/", 2)) == 3)
+        with view(self._files.metadata) as tx:
+            snapshots = tx and tx.path_bucket(*self._path)
+            if not snapshots:
+                return []
+            confirmed = []
+            for key in dict.fromkeys(keys):
+                entry = snapshots.bucket(key)
+                if entry is not None and entry.get(_NAME) in backend_names:
+                    confirmed.append(codec.to_text(key))
+            return confirmed
+
+    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
+        """Remove the label from all snapshots in one transaction a database: a cancelled call has no effect."""
+        return await in_thread(self._remove_label_many, names, label)
+
+    def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[bool]:
+        entries = self._entries(checkpoint, names)
+        existing = self._kinds(checkpoint, [backend for backend, _ in entries.values()])
+        found = {name for name, (backend, _) in entries.items() if backend in existing}
+        if found:
+            self._write(checkpoint, sorted(found), [entries[name][0] for name in found], codec.to_bytes(label))
+        return [name in found for name in names]
+
+    def _write(self, checkpoint: Checkpoint, names: list[str], backend_names: list[bytes], label: bytes) -> None:
+        now = codec.now()
+        # The inner transaction, the backend's, commits first, as in containerd.
+        with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
+            _remove_from(metadata.path_bucket(*self._path), [codec.to_bytes(n) for n in names], label, now, checkpoint)
+            # Only labels that are inherited ever reach the backend, so there is none to remove; but its Update runs.
+            _remove_from(backend.path_bucket(VERSION, SNAPSHOTS), sorted(backend_names), label, now, checkpoint)
+
+
+def _remove_from(snapshots: Bucket | None, names: list[bytes], label: bytes, now: bytes, checkpoint: Checkpoint) -> None:
+    assert snapshots is not None
+    for name in names:
+        checkpoint()
+        entry = snapshots.bucket(name)
+        assert entry is not None
+        remove_label(entry, label, now)
+        snapshots.spill_child(name)
+
+
+def _kind(entry: Bucket) -> Kind:
+    raw = entry.get(_KIND) or b"\0"
+    return Kind(raw[0]) if raw[0] <= Kind.COMMITTED.value else Kind.UNKNOWN

@@ -1,0 +1,14 @@
+"""The three ports over one set of files."""
+
+from __future__ import annotations
+
+from asyncmig.stores.offline.content import OfflineContent
+from asyncmig.stores.offline.files import OfflineFiles
+from asyncmig.stores.offline.leases import OfflineLeases
+from asyncmig.stores.offline.snapshots import OfflineSnapshots
+from asyncmig.stores.ports import Stores
+
+
+def offline_stores(files: OfflineFiles, snapshotter: str) -> Stores:
+    """The stores in ``files``, with the snapshots of ``snapshotter``."""
+    return Stores(OfflineContent(files), OfflineSnapshots(files, snapshotter), OfflineLeases(files))
