@@ -1,0 +1,38 @@
+# make demo    set everything up, make a v1 cache, migrate it offline, show before and after
+# make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
+# make lint    ruff and mypy
+# make bench   measure, on this machine
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format bench tools clean
+
+demo: $(VENV)/.ready
+	scripts/demo $(BIN)/asyncmig
+
+test: $(VENV)/.ready tools
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/offline.py
+
+tools:
+	scripts/install-tools
+
+$(VENV)/.ready: pyproject.toml scripts/setup
+	scripts/setup $(PYTHON) $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""``python -m asyncmig``."""
+
+from asyncmig.cli.main import main
+
+main()

@@ -1,0 +1,52 @@
+"""``asyncmig db``: looking into bolt files."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from asyncmig.bolt import Db, dump
+from asyncmig.bolt import check as check_file
+
+
+@click.group()
+def db() -> None:
+    """Look into a bolt database: metadata.db, containerdmeta.db, meta.db and the like."""
+
+
+@db.command()
+@click.argument("file", type=click.Path())
+def check(file: str) -> int:
+    """Check FILE from end to end; exit code 1 if it is damaged.
+
+    Reports everything that bbolt's own check does, and the bounds, orders and inline buckets that it takes on trust.
+    """
+    result = check_file(file)
+    for finding in result.findings:
+        click.echo(str(finding))
+    if result.clean:
+        click.echo(
+            f"clean: {result.pages} pages of {result.page_size} bytes, {result.free_pages} free, "
+            f"{result.buckets} buckets, {result.keys} keys"
+        )
+        return 0
+    click.echo(f"damaged: {len(result.findings)}{' or more' if result.truncated else ''} findings", err=True)
+    return 1
+
+
+@db.command("dump")
+@click.argument("file", type=click.Path())
+def dump_command(file: str) -> None:
+    """Print FILE as JSON lines, depth first in key order.
+
+    \b
+    {"p":[bucket names],"b":true}                  a bucket ("seq":n if its sequence is not 0)
+    {"p":[bucket names],"k":key,"v":value}         a key with a printable value
+    {"p":[bucket names],"k":key,"vx":hex}          a key with any other value
+    Names that are not printable are written hex:<hex>.
+    """
+    with Db.open(file) as opened:
+        for line in dump(opened):
+            sys.stdout.buffer.write(line.encode() + b"\n")
+    sys.stdout.buffer.flush()

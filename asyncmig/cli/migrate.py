@@ -1,0 +1,131 @@
+"""``asyncmig migrate``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from time import perf_counter
+
+import click
+
+import asyncmig
+from asyncmig.cli.progress import show_progress
+from asyncmig.cli.run import run
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, printable
+from asyncmig.migration.report import REPORT_VERSION, Outcome, Report
+from asyncmig.migration.semantics import SEMANTICS
+
+_MAX_NOTICES = 20
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--semantics", type=click.Choice(sorted(SEMANTICS)), default="upstream", show_default=True, help="What to write.")
+@click.option("--layout", type=click.Choice(["auto", "oci"]), default="auto", show_default=True, help="Kind of cache.")
+@click.option("--snapshotter", metavar="NAME", help="Told from the directory's name if not given.")
+@click.option("--namespace", metavar="NS", default="buildkit", show_default=True, help="containerd's namespace.")
+@click.option("--containerd-root", type=click.Path(), metavar="DIR", help="Root of a stopped containerd that has the stores.")
+@click.option("--dry-run", is_flag=True, help="Compute everything, change nothing.")
+@click.option("--report", type=click.Path(), metavar="FILE", help="Write a report in JSON.")
+@click.option("--progress", type=click.Choice(["auto", "plain", "json", "none"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True, help="Event loop.")
+def migrate(
+    path: str,
+    semantics: str,
+    layout: str,
+    snapshotter: str | None,
+    namespace: str,
+    containerd_root: str | None,
+    dry_run: bool,
+    report: str | None,
+    progress: str,
+    backend: str,
+) -> None:
+    """Migrate the v1 cache at PATH in place.
+
+    PATH is a worker directory (runc-overlayfs) or a BuildKit root that holds one (usually /var/lib/buildkit).  The daemon
+    must be stopped.  metadata.db is never written; metadata_v2.db appears beside it when everything else is done.  A cache
+    that is migrated already is left alone, and an interrupted run is completed by the next one.
+    """
+    options = asyncmig.Options(
+        semantics=semantics,
+        layout=layout,
+        snapshotter=snapshotter,
+        namespace=namespace,
+        containerd_root=containerd_root,
+        dry_run=dry_run,
+    )
+    if report is not None:
+        _check_report_path(report)
+    start = perf_counter()
+    try:
+        with show_progress(progress) as shown:
+            result = run(partial(asyncmig.migrate, path, options, progress=shown), backend=backend)
+    except AsyncmigError as error:
+        if report is not None:
+            _write_report(report, _failure(error))
+        raise
+    if report is not None:
+        _write_report(report, result.to_dict())
+    _print_result(result, perf_counter() - start)
+
+
+def _check_report_path(path: str) -> None:
+    """Refuse a report that could not be written before anything is migrated, not after."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.access(directory, os.W_OK):
+        raise click.BadParameter(f"can't write {path}", param_hint="--report")
+
+
+def _write_report(path: str, content: dict[str, object]) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        click.echo(f"asyncmig: warning: no report: {path}: {error.strerror}", err=True)
+
+
+def _failure(error: AsyncmigError) -> dict[str, object]:
+    return {
+        "report_version": REPORT_VERSION,
+        "asyncmig_version": asyncmig.__version__,
+        "outcome": "incomplete" if isinstance(error, IncompleteMigrationError) else "failed",
+        "error": str(error),
+        "error_type": type(error).__name__,
+    }
+
+
+_HEADLINES = {
+    Outcome.MIGRATED: "migrated",
+    Outcome.WOULD_MIGRATE: "dry run: would migrate",
+    Outcome.ALREADY_MIGRATED: "already migrated:",
+    Outcome.NOTHING_TO_DO: "nothing to do, no metadata.db in",
+}
+
+
+def _print_result(report: Report, seconds: float) -> None:
+    click.echo(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
+    if report.outcome not in (Outcome.MIGRATED, Outcome.WOULD_MIGRATE):
+        return
+    for name, text in _facts(report, seconds):
+        click.echo(f"  {name + ':':<15}{text}")
+    for notice in report.notices[:_MAX_NOTICES]:
+        click.echo(f"  note: record {printable(notice.record)}: {notice.text}")
+    if len(report.notices) > _MAX_NOTICES:
+        click.echo(f"  and {len(report.notices) - _MAX_NOTICES} more notes (--report has all)")
+
+
+def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
+    counts = report.counts
+    yield "records", f"{counts.records}, {counts.holders} of them not finalised"
+    yield "layers", f"{counts.blobs} with a blob, {counts.chains} with new chain IDs"
+    if report.outcome is Outcome.MIGRATED:
+        snapshots, blobs, views = counts.snapshots_released, counts.blobs_released, counts.views_released
+        yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
+        yield "v1 labels off", f"{snapshots} snapshots, {blobs} blobs, {views} left-over views"
+    yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
+    yield "semantics", report.semantics
+    yield "time", f"{seconds:.2f} s"

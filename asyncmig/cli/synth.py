@@ -1,0 +1,21 @@
+"""``asyncmig synth``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--records", type=click.IntRange(0), required=True, metavar="N", help="Number of records.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same cache.")
+@click.option("--bare", is_flag=True, help="Databases only, without blobs and snapshot directories.")
+def synth(path: str, records: int, seed: int, bare: bool) -> None:
+    """Make a realistic v1 cache at PATH, for trying things out and for benchmarks.
+
+    PATH is a worker directory to be made (runc-overlayfs) or a BuildKit root in which to make one.
+    """
+    from asyncmig.synth import synthesize  # noqa: PLC0415  (no other command needs it)
+
+    made = synthesize(path, records=records, seed=seed, bare=bare)
+    click.echo(f"made {made.directory}: {made.records} records")

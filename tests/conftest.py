@@ -1,0 +1,63 @@
+"""Fixtures for all tests: both event loops, the shared real caches, and what to do when a tool is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("ASYNCMIG_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Every async test runs on both event loops."""
+    return str(request.param)
+
+
+def missing(what: str) -> None:
+    """Skip the test because something is not there; a failure where everything has to be (``ASYNCMIG_REQUIRE_TOOLS=1``)."""
+    if os.environ.get("ASYNCMIG_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"{what}, and ASYNCMIG_REQUIRE_TOOLS=1 forbids leaving tests out")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real caches and golden states (``ASYNCMIG_SHARED``, default ``../shared``)."""
+    if not (SHARED / "golden").is_dir():
+        missing(f"no real caches at {SHARED} (set ASYNCMIG_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def edge_cases(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 30 hand-made states with upstream's outcome, unpacked; don't change them in place."""
+    return _unpack(shared / "golden" / "upstream-edge-cases.tar.xz", tmp_path_factory) / "upstream-edge-cases"
+
+
+@pytest.fixture(scope="session")
+def real_cache(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a real BuildKit v0.6.4 daemon, unpacked; don't change it in place."""
+    return _unpack(shared / "caches" / "buildkit-0.6.4-oci-overlayfs.tar.xz", tmp_path_factory) / "buildkit"
+
+
+def _unpack(archive: Path, factory: pytest.TempPathFactory) -> Path:
+    target = factory.mktemp(archive.name.split(".")[0])
+    with tarfile.open(archive) as tar:
+        # Character devices (overlay whiteouts) and foreign owners need root, and no test looks at them.
+        members = [m for m in tar if m.isreg() or m.isdir() or m.issym()]
+        for member in members:
+            member.mode |= 0o700 if member.isdir() else 0
+        tar.extractall(target, members=members, filter="fully_trusted")
+    return target
+
+
+def copy_tree(source: Path, target: Path) -> Path:
+    """A copy with modes and links as they are."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", source, target], check=True)
+    return target
