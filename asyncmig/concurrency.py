@@ -72,9 +72,10 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
                 done.set()
 
     cancellation: BaseException | None = None
-    async with anyio.create_task_group() as group:
-        group.start_soon(run)
-        with anyio.CancelScope(shield=shield) as scope:
+    # The scope is around the task group, because leaving a group in a cancelled scope raises and would lose the outcome.
+    with anyio.CancelScope(shield=shield) as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
             while not done.is_set():
                 try:
                     await done.wait()

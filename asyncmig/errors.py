@@ -18,6 +18,7 @@ __all__ = [
     "LayoutError",
     "RecordError",
     "StoreError",
+    "UncertainCommitError",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -53,6 +54,10 @@ class DatabaseLockedError(DatabaseError):
 
     def __init__(self, path: StrPath) -> None:
         super().__init__(path, "locked by another process; stop the daemon that uses it (buildkitd, containerd) and try again")
+
+
+class UncertainCommitError(DatabaseError):
+    """A commit failed so late that it is open whether it took effect.  The file is consistent either way."""
 
 
 class BucketError(AsyncmigError):

@@ -14,7 +14,7 @@ from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.space import write_all
 from asyncmig.bolt.tx import Tx
 from asyncmig.bolt.walk import free_pages
-from asyncmig.errors import BucketError, CorruptDatabaseError, DatabaseError
+from asyncmig.errors import BucketError, DatabaseError, UncertainCommitError
 
 DEFAULT_PAGE_SIZE = 4096
 
@@ -149,8 +149,11 @@ class Db:
         self.sync()
         # From here on a failure leaves it open which state is the committed one, so the object refuses further use.
         self._broken = "an earlier commit failed half-way; open the file again"
-        write_all(self.fd, self.path, [meta.pack()], (meta.txid % 2) * meta.page_size)
-        self.sync()
+        try:
+            write_all(self.fd, self.path, [meta.pack()], (meta.txid % 2) * meta.page_size)
+            self.sync()
+        except DatabaseError as error:
+            raise UncertainCommitError(self.path, error.cause) from error
         self._broken = None
         self.reload()
 
@@ -189,6 +192,3 @@ def _open_regular(path: str, *, writable: bool, create: bool) -> int:
         os.close(fd)
         raise DatabaseError(path, "not a regular file")
     return fd
-
-
-__all__ = ["DEFAULT_PAGE_SIZE", "CorruptDatabaseError", "Db"]

@@ -233,7 +233,7 @@ def new_values(record: Record) -> list[tuple[bytes, bytes]]:
     if changes & Changes.PARENT:
         values.append((keys.PARENT, encode(record.parent)))
     if changes & Changes.SNAPSHOT:
-        values.append((keys.SNAPSHOT, encode(record.snapshot)))
+        values.append((keys.SNAPSHOT, encode(record.id)))
     if changes & Changes.BLOB:
         values.append((keys.BLOB, encode(record.blob)))
         values.append((keys.DIFF_ID, encode(record.diff_id)))

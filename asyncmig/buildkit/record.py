@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntFlag
 
+from asyncmig.buildkit.gojson import to_valid
+
 
 class Changes(IntFlag):
     """Which v2 keys of a record are to be written."""
@@ -21,8 +23,8 @@ class Changes(IntFlag):
 class Record:
     """A record of the cache.
 
-    Strings are as Go's JSON gives them back; ``id`` is the exact key (bytes that are no UTF-8 as lone surrogates).  An empty
-    string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID.
+    ``id`` and ``parent`` are exact (bytes that are no UTF-8 as lone surrogates), the other strings as Go's JSON gives them
+    back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID.
     """
 
     __slots__ = (
@@ -36,7 +38,6 @@ class Record:
         "id",
         "media_type",
         "parent",
-        "snapshot",
     )
 
     def __init__(self, record_id: str) -> None:
@@ -44,7 +45,6 @@ class Record:
         self.equal_mutable = ""
         self.blob_mapping: tuple[str, str] | None = None
         self.parent = ""
-        self.snapshot = ""
         self.blob = ""
         self.diff_id = ""
         self.media_type = ""
@@ -56,6 +56,11 @@ class Record:
     def is_holder(self) -> bool:
         """Whether this is an unfinalised immutable record: its data is the snapshot of the record ``equal_mutable``."""
         return bool(self.equal_mutable)
+
+    @property
+    def snapshot(self) -> str:
+        """What BuildKit reads back from cache.snapshot, which is written as the record's own id."""
+        return to_valid(self.id)
 
     def __repr__(self) -> str:
         return f"Record({self.id!r})"

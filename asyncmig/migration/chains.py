@@ -13,6 +13,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import printable
 from asyncmig.migration.cache import Cache, stepping
@@ -28,7 +29,7 @@ def compute_chains(checkpoint: Checkpoint, cache: Cache) -> None:
         if not _has_chain(record):
             continue
         for link in reversed(_unresolved(cache, record)):
-            parent = cache.by_id[link.parent] if link.parent else None
+            parent = cache.by_id[to_valid(link.parent)] if link.parent else None
             _set_chain_ids(link, parent)
 
 
@@ -51,7 +52,7 @@ def _unresolved(cache: Cache, record: Record) -> list[Record]:
         links.append(record)
         if not record.parent:
             break
-        parent = cache.by_id.get(record.parent)
+        parent = cache.by_id.get(to_valid(record.parent))
         if parent is None:
             raise cache.error(
                 record,

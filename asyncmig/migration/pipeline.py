@@ -12,7 +12,7 @@ from functools import partial
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread, run_uncancellable
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, UncertainCommitError
 from asyncmig.migration.blobs import find_blobs
 from asyncmig.migration.cache import Cache, stepping
 from asyncmig.migration.chains import compute_chains
@@ -104,7 +104,7 @@ class Pipeline:
                 async with self._stage(stage, len(leases)):
                     await self._tail_stage(stage, leases)
             except Exception as error:
-                if self._changed or not isinstance(error, AsyncmigError):
+                if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
                     raise IncompleteMigrationError(stage, error) from error
                 raise
 

@@ -44,12 +44,11 @@ def _apply(
         raise cache.error(missing[0], _missing_snapshots(len(missing), len(records), snapshotter))
     for record, info in zip(stepping(checkpoint, records), infos, strict=True):
         assert info is not None
-        record.snapshot = to_valid(record.id)
         record.changes |= Changes.SNAPSHOT
         if info.kind is Kind.COMMITTED:
             record.changes |= Changes.COMMITTED
         if info.parent:
-            record.parent = to_valid(info.parent)
+            record.parent = info.parent
             record.changes |= Changes.PARENT
 
 
@@ -70,7 +69,6 @@ def _resolve_holders(checkpoint: Checkpoint, cache: Cache) -> None:
     for record in stepping(checkpoint, cache.records):
         if not record.is_holder:
             continue
-        record.snapshot = to_valid(record.id)
         record.changes |= Changes.SNAPSHOT | Changes.COMMITTED
         if not record.parent:
             record.parent = _parent_of_mutable(cache, record)
@@ -95,4 +93,4 @@ def _parent_of_mutable(cache: Cache, holder: Record) -> str:
                 "BuildKit v0.6 drops such records when it starts, so start it once on this cache and stop it again",
             )
         record = mutable
-    return record.parent
+    return to_valid(record.parent)  # what upstream writes here, it has read from JSON

@@ -222,9 +222,7 @@ class BoltTool:
     def _command(self, command: str, path: Path, *flags: str) -> list[str]:
         return [str(self.program), command, str(path), *flags]
 
-    def _run(
-        self, command: str, path: Path, *flags: str, script: bytes = b""
-    ) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, command: str, path: Path, *flags: str, script: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             self._command(command, path, *flags),
             input=script,

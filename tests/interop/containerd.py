@@ -81,9 +81,7 @@ class Containerd:
     automatic_gc: False keeps containerd from collecting garbage before `collect_garbage` is called.
     """
 
-    def __init__(
-        self, directory: Path, *, root: Path | None = None, automatic_gc: bool = True
-    ) -> None:
+    def __init__(self, directory: Path, *, root: Path | None = None, automatic_gc: bool = True) -> None:
         self.root = root or directory / "root"
         self.state = directory / "state"
         self.config = directory / "config.toml"
@@ -207,9 +205,7 @@ class Containerd:
         """Run the real client and return what it prints."""
         command = ["ctr", "--address", str(self.address), "--namespace", namespace, *args]
         try:
-            result = subprocess.run(
-                command, input=stdin, capture_output=True, timeout=timeout, check=False
-            )
+            result = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise ContainerdError(f"ctr {' '.join(args)}: no answer in {timeout} s") from error
         if result.returncode != 0:
@@ -261,9 +257,7 @@ class Containerd:
         with grpc.insecure_channel(f"unix:{self.address}") as channel:
             metadata = (("containerd-namespace", namespace),)
             try:
-                reply = channel.unary_unary(method)(
-                    request, metadata=metadata, timeout=CALL_TIMEOUT
-                )
+                reply = channel.unary_unary(method)(request, metadata=metadata, timeout=CALL_TIMEOUT)
             except grpc.RpcError as error:
                 raise ContainerdError(f"{method}: {error}") from error
         return bytes(reply)
@@ -280,11 +274,7 @@ def _table(text: str, *names: str) -> list[dict[str, str]]:
     header, *lines = text.split("\n")
     starts = [header.index(name) for name in names]
     columns = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return [
-        dict(zip(names, (line[column].strip() for column in columns), strict=True))
-        for line in lines
-        if line
-    ]
+    return [dict(zip(names, (line[column].strip() for column in columns), strict=True)) for line in lines if line]
 
 
 def _labels(text: str) -> dict[str, str]:

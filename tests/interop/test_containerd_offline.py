@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from asyncmig.synth import synthesize
 
 import asyncmig
 from asyncmig import Options
 from asyncmig.bolt import Db
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.record import Record
-from asyncmig.synth import synthesize
 from tests.conftest import copy_tree
 from tests.interop.conftest import ContainerdFactory
 from tests.interop.containerd import Containerd
@@ -44,7 +43,6 @@ def read_v2(path: Path) -> list[Record]:
         return database.read()
     finally:
         database.close()
-
 
 
 @dataclass
@@ -103,7 +101,9 @@ async def test_containerd_takes_an_edited_state_and_its_collector_removes_nothin
         assert tx.path_bucket(b"v1", b"buildkit", b"leases") is not None
 
 
-async def test_without_leases_the_same_collection_takes_everything(tmp_path: Path, containerd_factory: ContainerdFactory) -> None:
+async def test_without_leases_the_same_collection_takes_everything(
+    tmp_path: Path, containerd_factory: ContainerdFactory
+) -> None:
     """The control: what keeps the data in the test above is the migration's leases."""
     worker = Path(synthesize(tmp_path / "runc-native", records=40, seed=3).directory)
     root = containerd_root_from_worker(worker, tmp_path / "containerd", "native")

@@ -30,9 +30,7 @@ GC_ROOT = "containerd.io/gc.root"
 
 def lines(*objects: object) -> str:
     """The form of a dump: compact JSON, one object a line."""
-    return "".join(
-        json.dumps(item, separators=(",", ":"), ensure_ascii=False) + "\n" for item in objects
-    )
+    return "".join(json.dumps(item, separators=(",", ":"), ensure_ascii=False) + "\n" for item in objects)
 
 
 def number_at(data: bytes | bytearray, offset: int, size: int) -> int:
@@ -82,9 +80,7 @@ def test_apply_then_dump(boltool: BoltTool, tmp_path: Path) -> None:
         (b"\xed\xa0\x80", "hex:eda080", {"vx": "eda080"}),
     ],
 )
-def test_dump_of_odd_text(
-    boltool: BoltTool, tmp_path: Path, raw: bytes, key: str, value: dict[str, str]
-) -> None:
+def test_dump_of_odd_text(boltool: BoltTool, tmp_path: Path, raw: bytes, key: str, value: dict[str, str]) -> None:
     path = tmp_path / "a.db"
     boltool.apply(path, [put([raw], raw, raw)])
     assert boltool.dump(path) == lines({"p": [key], "b": True}, {"p": [key], "k": key} | value)
@@ -136,9 +132,7 @@ def test_check_finds_a_lost_page(boltool: BoltTool, damaged: tuple[Path, bytearr
     assert "unreachable unfreed" in result.output
 
 
-def test_check_finds_keys_out_of_order(
-    boltool: BoltTool, damaged: tuple[Path, bytearray, int]
-) -> None:
+def test_check_finds_keys_out_of_order(boltool: BoltTool, damaged: tuple[Path, bytearray, int]) -> None:
     path, data, _ = damaged
     at = data.index(b"0250needle")
     data[at : at + 4] = b"0999"
@@ -151,16 +145,12 @@ def test_check_finds_keys_out_of_order(
 
 def test_check_looks_into_inline_buckets(boltool: BoltTool, tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    boltool.apply(
-        path, [put([b"outer", b"inline"], b"k1", b""), put([b"outer", b"inline"], b"k2", b"")]
-    )
+    boltool.apply(path, [put([b"outer", b"inline"], b"k1", b""), put([b"outer", b"inline"], b"k2", b"")])
     path.write_bytes(path.read_bytes().replace(b"k1", b"k3"))
     assert not boltool.check(path).clean
 
 
-def test_check_survives_a_page_that_points_at_itself(
-    boltool: BoltTool, damaged: tuple[Path, bytearray, int]
-) -> None:
+def test_check_survives_a_page_that_points_at_itself(boltool: BoltTool, damaged: tuple[Path, bytearray, int]) -> None:
     path, data, page = damaged
     number = page // PAGE_SIZE
     data[page : page + PAGE_SIZE] = bytes(PAGE_SIZE)
@@ -305,9 +295,7 @@ def test_garbage_collection_of_blobs(containerd_factory: ContainerdFactory) -> N
 
 
 @pytest.mark.parametrize("snapshotter", ["native", "overlayfs"])
-def test_garbage_collection_of_snapshots(
-    containerd_factory: ContainerdFactory, snapshotter: str
-) -> None:
+def test_garbage_collection_of_snapshots(containerd_factory: ContainerdFactory, snapshotter: str) -> None:
     with containerd_factory(automatic_gc=False) as daemon:
         prepare(daemon, snapshotter, "loose")
         prepare(daemon, snapshotter, "rooted one")
@@ -317,9 +305,7 @@ def test_garbage_collection_of_snapshots(
         assert daemon.snapshots(snapshotter) == {"rooted one"}
 
 
-def test_a_crash_and_a_lease_written_offline(
-    containerd_factory: ContainerdFactory, boltool: BoltTool
-) -> None:
+def test_a_crash_and_a_lease_written_offline(containerd_factory: ContainerdFactory, boltool: BoltTool) -> None:
     """What is done to the files while containerd is dead counts when it is back."""
     with containerd_factory(automatic_gc=False) as daemon:
         loose, leased = ingest(daemon, b"loose"), ingest(daemon, b"leased")

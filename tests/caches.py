@@ -1,0 +1,191 @@
+"""Small v1 caches described in a few lines, laid out as an OCI worker directory or in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from asyncmig.bolt import Bucket, Db
+from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.migration.cache import Cache
+from asyncmig.migration.pipeline import Pipeline
+from asyncmig.migration.progress import Progress
+from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.semantics import UPSTREAM, Semantics
+from asyncmig.stores.memory import MemoryBlob, MemorySnapshot, MemoryStores
+from asyncmig.stores.offline import codec
+from asyncmig.stores.ports import Kind, Stores
+
+ROOT = "containerd.io/gc.root"
+TIME = "2020-01-02T03:04:05.6Z"
+_STAMP = codec.encode_time(1_577_934_245_600_000_000)
+
+
+def digest(name: str) -> str:
+    """A digest made of a name."""
+    return "sha256:" + sha256(name.encode()).hexdigest()
+
+
+def value(content: object, index: str = "") -> bytes:
+    """A record value as BuildKit stores it."""
+    fields = {"value": content, "index": index} if index else {"value": content}
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@dataclass
+class Snapshot:
+    """A snapshot; ``in_backend=False`` for one that only containerd's database has."""
+
+    kind: Kind = Kind.COMMITTED
+    parent: str = ""
+    labels: dict[str, str] = field(default_factory=lambda: {ROOT: TIME})
+    in_backend: bool = True
+
+
+@dataclass
+class V1Cache:
+    """A v1 cache: records with their values, snapshots, blobs with their labels."""
+
+    records: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    index: list[str] = field(default_factory=list)
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    blobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    leases: dict[str, list[str]] = field(default_factory=dict)
+    """Snapshots that leases hold already."""
+
+    def layer(self, name: str, parent: str = "", *, blob: bool = True, more: Mapping[str, bytes] | None = None) -> None:
+        """A finalised record with a committed snapshot and, perhaps, a blob."""
+        self.snapshots[name] = Snapshot(parent=parent)
+        self.records[name] = {"cache.createdAt": value(1), "cache.equalMutable": b"", **(more or {})}
+        if blob:
+            mapping = {"Blobsum": digest(f"blob {name}"), "DiffID": digest(f"diff {name}")}
+            self.records[name]["blobmapping.blob"] = value(mapping, f"blobmap::{mapping['Blobsum']}")
+            self.index.append(f"blobmap::{mapping['Blobsum']}::{name}")
+            self.blobs[mapping["Blobsum"]] = {ROOT: TIME, "containerd.io/uncompressed": mapping["DiffID"]}
+
+    def unfinalised(self, holder: str, mutable: str, parent: str = "") -> None:
+        """A holder and the mutable record that owns its data."""
+        self.snapshots[mutable] = Snapshot(Kind.ACTIVE, parent)
+        self.records[mutable] = {"cache.createdAt": value(1)}
+        self.records[holder] = {"cache.equalMutable": value(mutable)}
+
+    def view(self, name: str, parent: str) -> None:
+        """A view that an old daemon left behind."""
+        self.snapshots[name] = Snapshot(Kind.VIEW, parent)
+
+    # -- on disk
+
+    def write(self, worker: Path, *, snapshotter: str = "overlayfs", namespace: str = "buildkit") -> Path:
+        """Lay the cache out as an OCI worker directory."""
+        (worker / "snapshots").mkdir(parents=True)
+        self.write_metadata(worker / "metadata.db")
+        with _create(worker / "containerdmeta.db") as db, db.update() as tx:
+            tx.create_bucket(b"v1").put(b"version", codec.encode_varint(3))
+            space = tx.create_path(b"v1", namespace.encode())
+            snapshots = space.create_bucket(b"snapshots").create_bucket(snapshotter.encode())
+            for number, (key, snapshot) in enumerate(self.snapshots.items(), 1):
+                entry = snapshots.create_bucket(codec.to_bytes(key))
+                entry.put(b"name", codec.to_bytes(f"{namespace}/{number}/{key}"))
+                _put_times(entry)
+                if snapshot.parent:
+                    entry.put(b"parent", codec.to_bytes(snapshot.parent))
+                _put_labels(entry, snapshot.labels)
+            snapshots.set_sequence(len(self.snapshots))
+            blobs = space.create_bucket(b"content").create_bucket(b"blob")
+            for name, labels in self.blobs.items():
+                entry = blobs.create_bucket(name.encode())
+                entry.put(b"size", codec.encode_varint(100))
+                _put_times(entry)
+                _put_labels(entry, labels)
+            for lease, held in self.leases.items():
+                entry = tx.create_path(b"v1", namespace.encode(), b"leases", codec.to_bytes(lease))
+                entry.put(b"createdat", _STAMP)
+                for key in held:
+                    tx.create_path(
+                        b"v1", namespace.encode(), b"leases", codec.to_bytes(lease), b"snapshots", snapshotter.encode()
+                    ).put(codec.to_bytes(key), b"")
+        with _create(worker / "snapshots" / "metadata.db") as db, db.update() as tx:
+            backend = tx.create_path(b"v1", b"snapshots")
+            for number, (key, snapshot) in enumerate(self.snapshots.items(), 1):
+                if snapshot.in_backend:
+                    entry = backend.create_bucket(codec.to_bytes(f"{namespace}/{number}/{key}"))
+                    entry.put(b"id", codec.encode_uvarint(number))
+                    entry.put(b"kind", bytes([snapshot.kind.value]))
+                    _put_times(entry)
+        return worker
+
+    def write_metadata(self, path: Path) -> None:
+        """Write metadata.db alone."""
+        with _create(path) as db, db.update() as tx:
+            for record, values in self.records.items():
+                bucket = tx.create_path(b"_main", codec.to_bytes(record))
+                for key, content in values.items():
+                    bucket.put(key.encode(), content)
+            for key in self.index:
+                tx.create_path(b"_index").put(codec.to_bytes(key), b"")
+
+    # -- in memory
+
+    def in_memory(self, *, concurrency: int = 4) -> MemoryStores:
+        """The stores of the cache in memory."""
+        stores = MemoryStores(concurrency=concurrency)
+        for key, snapshot in self.snapshots.items():
+            if snapshot.in_backend:
+                stores.snapshots[key] = MemorySnapshot(snapshot.kind, snapshot.parent, dict(snapshot.labels))
+        for name, labels in self.blobs.items():
+            stores.blobs[name] = MemoryBlob(100, dict(labels))
+        return stores
+
+
+def sample_cache() -> V1Cache:
+    """Every kind of thing once or twice."""
+    cache = V1Cache()
+    cache.layer("a")
+    cache.layer("b", "a")
+    cache.layer("c", "b", blob=False)
+    cache.layer("d", "b")
+    cache.unfinalised("holder", "mutable", "c")
+    cache.unfinalised("holder-of-root", "mutable-root")
+    cache.view("view", "b")
+    return cache
+
+
+async def migrate_with(
+    worker: Path, stores: Stores, *, semantics: Semantics = UPSTREAM, progress: Progress | None = None
+) -> Report:
+    """Run the pipeline on ``worker/metadata.db`` with stores of the caller's."""
+    database = MetadataDb.open(worker / "metadata.db")
+    try:
+        report = Report(Outcome.MIGRATED, str(worker), semantics.name, "test")
+        cache = Cache(database, semantics, report)
+        pipeline = Pipeline(cache, stores, str(worker / "metadata_v2.db"), progress or Progress())
+        await pipeline.prepare()
+        await pipeline.migrate()
+        return report
+    finally:
+        database.close()
+
+
+def labels_of(state: MemoryStores) -> Mapping[str, Mapping[str, str]]:
+    """Labels of all snapshots and blobs."""
+    snapshots = {name: dict(item.labels) for name, item in state.snapshots.items()}
+    return snapshots | {name: dict(item.labels) for name, item in state.blobs.items()}
+
+
+def _create(path: Path) -> Db:
+    return Db.open(path, writable=True, create=True)
+
+
+def _put_times(entry: Bucket) -> None:
+    entry.put(b"createdat", _STAMP)
+    entry.put(b"updatedat", _STAMP)
+
+
+def _put_labels(entry: Bucket, labels: Mapping[str, str]) -> None:
+    if labels:
+        bucket = entry.create_bucket(b"labels")
+        for key, text in labels.items():
+            bucket.put(key.encode(), text.encode())

@@ -1,0 +1,356 @@
+"""Offline migrations from end to end: the public function on worker directories."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import asyncmig
+from asyncmig import (
+    AsyncmigError,
+    DatabaseError,
+    DatabaseLockedError,
+    IncompleteMigrationError,
+    LayoutError,
+    Options,
+    Outcome,
+    RecordError,
+)
+from asyncmig.bolt import Db
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.stores.offline import OfflineFiles, offline_stores
+from asyncmig.stores.ports import Kind
+from tests.caches import Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
+from tests.states import containerd_state, dump_lines, tree_state
+
+pytestmark = pytest.mark.anyio
+
+ALL_FILES = ("metadata_v2.db", "containerdmeta.db", "snapshots/metadata.db")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Path:
+    return sample_cache().write(tmp_path / "runc-overlayfs")
+
+
+def final_state(worker: Path) -> list[object]:
+    return [containerd_state(worker / name) for name in ALL_FILES]
+
+
+async def test_mode_and_owner_of_the_new_database_are_those_of_the_old(worker: Path) -> None:
+    (worker / "metadata.db").chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(worker / "metadata.db", 12345, 54321)
+    await asyncmig.migrate(worker)
+    old, new = (worker / "metadata.db").stat(), (worker / "metadata_v2.db").stat()
+    assert (new.st_mode, new.st_uid, new.st_gid) == (old.st_mode, old.st_uid, old.st_gid)
+
+
+async def test_the_buildkit_root_will_do_as_path(worker: Path) -> None:
+    report = await asyncmig.migrate(worker.parent)
+    assert (report.path, report.outcome) == (str(worker), Outcome.MIGRATED)
+
+
+async def test_a_second_run_changes_nothing(worker: Path) -> None:
+    await asyncmig.migrate(worker)
+    before = tree_state(worker)
+    report = await asyncmig.migrate(worker)
+    assert report.outcome is Outcome.ALREADY_MIGRATED
+    assert tree_state(worker) == before
+
+
+@pytest.mark.parametrize("name", ["metadata.db", "containerdmeta.db", "snapshots/metadata.db"])
+async def test_a_database_that_a_daemon_holds_stops_the_migration(name: str, worker: Path) -> None:
+    before = tree_state(worker)
+    with Db.open(worker / name, writable=True), pytest.raises(DatabaseLockedError, match=f"{name}.*stop the daemon"):
+        await asyncmig.migrate(worker)
+    assert tree_state(worker) == before
+
+
+async def test_the_lock_file_of_a_running_buildkitd_stops_the_migration(worker: Path) -> None:
+    with (worker.parent / "buildkitd.lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        with pytest.raises(DatabaseLockedError, match=r"buildkitd\.lock"):
+            await asyncmig.migrate(worker)
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+
+
+@pytest.mark.parametrize("name", ["containerdmeta.db", "snapshots/metadata.db"])
+async def test_a_damaged_store_is_not_touched(name: str, worker: Path) -> None:
+    """A page that is both free and in use would be overwritten by the first edit."""
+    path = worker / name
+    with Db.open(path) as db:
+        assert db.pages is not None
+        meta = db.pages.meta
+    raw = bytearray(path.read_bytes())
+    at = meta.freelist * meta.page_size
+    raw[at + 10 : at + 12] = (1).to_bytes(2, "little")
+    raw[at + 16 : at + 24] = meta.root.to_bytes(8, "little")
+    path.write_bytes(raw)
+    before = tree_state(worker)
+    with pytest.raises(
+        DatabaseError, match=f"{name}: corrupt database: page {meta.root}: on the freelist although it is in use"
+    ):
+        await asyncmig.migrate(worker)
+    assert tree_state(worker) == before
+
+
+async def test_a_snapshot_without_backend_counts_as_missing(tmp_path: Path) -> None:
+    cache = V1Cache()
+    cache.layer("a")
+    cache.snapshots["a"].in_backend = False
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    with pytest.raises(RecordError, match="record a: its snapshot does not exist"):
+        await asyncmig.migrate(worker)
+
+
+async def test_a_wrong_namespace_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    worker = sample_cache().write(tmp_path / "runc-overlayfs", namespace="moby")
+    before = tree_state(worker)
+    with pytest.raises(LayoutError, match="has no namespace buildkit; there is: moby"):
+        await asyncmig.migrate(worker)
+    assert tree_state(worker) == before
+    assert (await asyncmig.migrate(worker, Options(namespace="moby"))).outcome is Outcome.MIGRATED
+
+
+async def test_a_wrong_snapshotter_is_named_with_those_that_exist(worker: Path) -> None:
+    with pytest.raises(LayoutError, match="has no snapshotter native; there is: overlayfs"):
+        await asyncmig.migrate(worker, Options(snapshotter="native"))
+
+
+async def test_the_snapshotter_is_told_from_the_database_when_the_directory_does_not_tell(tmp_path: Path) -> None:
+    worker = sample_cache().write(tmp_path / "copy-of-the-worker", snapshotter="fuse-overlayfs")
+    report = await asyncmig.migrate(worker)
+    assert report.snapshotter == "fuse-overlayfs"
+
+
+async def test_a_stopped_containerd_has_the_stores(tmp_path: Path) -> None:
+    worker = sample_cache().write(tmp_path / "containerd-overlayfs")
+    root = tmp_path / "containerd"
+    (root / "io.containerd.metadata.v1.bolt").mkdir(parents=True)
+    (root / "io.containerd.snapshotter.v1.overlayfs").mkdir()
+    shutil.move(worker / "containerdmeta.db", root / "io.containerd.metadata.v1.bolt" / "meta.db")
+    shutil.move(worker / "snapshots" / "metadata.db", root / "io.containerd.snapshotter.v1.overlayfs" / "metadata.db")
+    with pytest.raises(LayoutError, match="--containerd-root"):
+        await asyncmig.migrate(worker)
+
+    await asyncmig.migrate(worker, Options(containerd_root=root))
+
+    expected = sample_cache().write(tmp_path / "runc-overlayfs")
+    await asyncmig.migrate(expected)
+    assert dump_lines(worker / "metadata_v2.db") == dump_lines(expected / "metadata_v2.db")
+    got = containerd_state(root / "io.containerd.metadata.v1.bolt" / "meta.db")
+    assert got == containerd_state(expected / "containerdmeta.db")
+
+
+async def test_a_path_that_is_no_cache(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="no BuildKit cache here"):
+        await asyncmig.migrate(tmp_path)
+    with pytest.raises(LayoutError, match="not a directory"):
+        await asyncmig.migrate(tmp_path / "missing")
+
+
+async def test_several_caches_below_one_root_must_be_told_apart(tmp_path: Path) -> None:
+    for name in ("runc-native", "runc-overlayfs"):
+        sample_cache().write(tmp_path / name, snapshotter=name[5:])
+    with pytest.raises(LayoutError, match="runc-native, runc-overlayfs"):
+        await asyncmig.migrate(tmp_path)
+    await asyncmig.migrate(tmp_path / "runc-native")
+    assert (await asyncmig.migrate(tmp_path)).path.endswith("runc-overlayfs")
+
+
+async def test_a_docker_cache_is_recognised(worker: Path) -> None:
+    (worker / "snapshots.db").touch()
+    with pytest.raises(LayoutError, match="dockerd"):
+        await asyncmig.migrate(worker)
+
+
+async def test_a_link_in_place_of_the_temporary_file_is_not_followed(worker: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("keep me")
+    (worker / "metadata_v2.db.tmp").symlink_to(victim)
+    await asyncmig.migrate(worker)
+    assert victim.read_text() == "keep me"
+    assert not (worker / "metadata_v2.db").is_symlink()
+
+
+async def test_an_empty_file_is_an_empty_cache(tmp_path: Path) -> None:
+    worker = V1Cache().write(tmp_path / "runc-overlayfs")
+    (worker / "metadata.db").write_bytes(b"")
+    assert (await asyncmig.migrate(worker)).counts.records == 0
+    assert dump_lines(worker / "metadata_v2.db") == []
+
+
+async def test_leftover_views_are_released_even_without_records(tmp_path: Path) -> None:
+    cache = V1Cache(snapshots={"v": Snapshot(Kind.VIEW)})
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    report = await asyncmig.migrate(worker)
+    assert report.counts.views_released == 1
+
+
+async def test_a_failing_disk_in_each_stage_of_the_tail(worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fdatasync fails, nothing has changed or a rerun completes the work."""
+    expected_worker = sample_cache().write(tmp_path / "expected" / "runc-overlayfs")
+    await asyncmig.migrate(expected_worker)
+    expected = final_state(expected_worker)
+    real, failures = os.fdatasync, 0
+    for fail_at in range(100):
+        shutil.rmtree(worker)
+        sample_cache().write(worker)
+        before = [dump_lines(worker / name) for name in ALL_FILES[1:]]
+        calls = 0
+
+        def failing(fd: int, fail_at: int = fail_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == fail_at + 1:
+                raise OSError(5, "Input/output error")
+            real(fd)
+
+        monkeypatch.setattr(os, "fdatasync", failing)
+        error: AsyncmigError | None = None
+        try:
+            await asyncmig.migrate(worker)
+        except AsyncmigError as caught:
+            error = caught
+        monkeypatch.setattr(os, "fdatasync", real)
+        failures += error is not None
+        if fail_at == 0:
+            assert isinstance(error, DatabaseError)
+            assert [dump_lines(worker / name) for name in ALL_FILES[1:]] == before, "nothing was synced, so nothing changed"
+        elif error is not None:
+            assert isinstance(error, IncompleteMigrationError)
+        assert not (worker / "metadata_v2.db.tmp").exists()
+        await asyncmig.migrate(worker)
+        assert final_state(worker) == expected
+        if calls <= fail_at:
+            break
+    assert failures >= 6
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+async def test_a_cancellation_at_each_stage_changes_nothing_or_completes(stage: Stage, worker: Path, tmp_path: Path) -> None:
+    expected_worker = sample_cache().write(tmp_path / "expected" / "runc-overlayfs")
+    await asyncmig.migrate(expected_worker)
+    before = tree_state(worker)
+    reached = False
+    with anyio.CancelScope() as scope:
+
+        class CancelAt(Progress):
+            def stage(self, running: Stage, total: int | None) -> None:
+                nonlocal reached
+                if running is stage:
+                    reached = True
+                    scope.cancel()
+
+        await asyncmig.migrate(worker, progress=CancelAt())
+        await anyio.lowlevel.checkpoint()
+    if stage in (Stage.PROTECT, Stage.VERIFY, Stage.RELEASE, Stage.PUBLISH):
+        assert final_state(worker) == final_state(expected_worker)
+    elif reached:
+        assert tree_state(worker) == before
+    # Whatever happened, all locks are free again.
+    for name in ALL_FILES[1:]:
+        Db.open(worker / name, writable=True).close()
+
+
+# -- the same case offline and in memory
+
+
+@st.composite
+def caches(draw: st.DrawFn) -> V1Cache:
+    """A random cache that upstream would migrate."""
+    cache = V1Cache()
+    names = draw(st.lists(st.text("abc<&é\u2028", min_size=1, max_size=3), min_size=1, max_size=12, unique=True))
+    for i, name in enumerate(names):
+        parent = draw(st.sampled_from(["", *names[:i]]))
+        parent = parent if parent in cache.snapshots and cache.snapshots[parent].kind is Kind.COMMITTED else ""
+        match draw(st.sampled_from(["layer", "layer", "bare", "unfinalised", "view"])):
+            case "layer":
+                cache.layer(name, parent)
+            case "bare":
+                cache.layer(name, parent, blob=False)
+            case "unfinalised":
+                cache.unfinalised(name + "-holder", name, parent)
+            case "view":
+                cache.view(name, parent)
+    if draw(st.booleans()):
+        for blob in draw(st.lists(st.sampled_from(sorted(cache.blobs) or [""]), max_size=2)):
+            cache.blobs.pop(blob, None)
+    return cache
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cache=caches())
+async def test_offline_and_in_memory_agree(cache: V1Cache, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("agree")
+    offline = cache.write(directory / "runc-overlayfs")
+    (directory / "memory").mkdir()
+    cache.write_metadata(directory / "memory" / "metadata.db")
+    state = cache.in_memory()
+
+    one = await asyncmig.migrate(offline)
+    other = await migrate_with(directory / "memory", state.stores())
+
+    assert dump_lines(offline / "metadata_v2.db") == dump_lines(directory / "memory" / "metadata_v2.db")
+    assert one.counts == other.counts
+    files = OfflineFiles.open(
+        offline / "containerdmeta.db", offline / "snapshots" / "metadata.db", namespace="buildkit", writable=False
+    )
+    try:
+        stores = offline_stores(files, "overlayfs")
+        for lease in await stores.leases.list_many(sorted(state.leases)):
+            assert lease is not None
+            assert set(lease.resources) == state.leases[lease.id].resources
+            assert set(lease.labels) == {"containerd.io/gc.flat"}
+        with_root = {n for n, labels in labels_of(state).items() if "containerd.io/gc.root" in labels}
+        assert with_root == names_with_root(offline)
+    finally:
+        files.close()
+
+
+def names_with_root(worker: Path) -> set[str]:
+    found = set()
+    for entry in containerd_state(worker / "containerdmeta.db"):
+        if entry.get("k") == "containerd.io/gc.root":
+            found.add(entry["p"][-2])
+    return found
+
+
+async def test_unusual_records_survive_as_they_are(tmp_path: Path) -> None:
+    """Forms that no BuildKit writes: a plain key in _main, a bucket within a record, a record of several pages."""
+    cache = V1Cache()
+    cache.layer("a")
+    cache.layer("b", "a")
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    with Db.open(worker / "metadata.db", writable=True) as db, db.update() as tx:
+        main = tx.path_bucket(b"_main")
+        assert main is not None
+        main.put(b"aa-plain", b"not a record")
+        record = main.bucket(b"a")
+        assert record is not None
+        record.set_sequence(7)
+        for i in range(500):
+            record.put(b"x%04d" % i, value("y" * 50))
+        nested = record.create_bucket(b"nested")
+        for i in range(300):
+            nested.put(b"n%04d" % i, b"raw" * 20)
+        nested.create_bucket(b"deeper").put(b"k", b"v")
+        tx.create_bucket(b"_foreign").create_bucket(b"b").put(b"k", b"v" * 5000)
+    before = set(dump_lines(worker / "metadata.db"))
+
+    await asyncmig.migrate(worker)
+
+    after = set(dump_lines(worker / "metadata_v2.db"))
+    assert before <= after
+    assert asyncmig.bolt.check(worker / "metadata_v2.db").clean
+    added = [line for line in after - before if '"_main"' in line]
+    assert len(added) == 2 + 1 + 2 + 5 + 5
+    assert any(digest("diff a") in line for line in added)

@@ -1,0 +1,264 @@
+"""Sections that no cancellation tears, and worker threads that none leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread, run_uncancellable
+
+pytestmark = pytest.mark.anyio
+
+
+class Tail:
+    """Work with several checkpoints that notes whether it got to its end."""
+
+    def __init__(self) -> None:
+        self.begun = anyio.Event()
+        self.completed = False
+        self.deferred = 0
+
+    async def work(self) -> str:
+        self.begun.set()
+        for _ in range(10):
+            await anyio.sleep(0.005)
+        self.completed = True
+        return "result"
+
+    async def run(self) -> str:
+        def note() -> None:
+            self.deferred += 1
+
+        return await run_uncancellable(self.work, on_cancel=note)
+
+
+async def test_the_result_comes_back() -> None:
+    assert await Tail().run() == "result"
+
+
+async def test_an_error_comes_out_as_itself() -> None:
+    async def fail() -> None:
+        raise ValueError("as it is")
+
+    with pytest.raises(ValueError, match="as it is"):
+        await run_uncancellable(fail)
+
+
+async def test_a_cancelled_scope_waits_for_the_end() -> None:
+    tail = Tail()
+    with anyio.move_on_after(0.01) as scope:
+        await tail.run()
+        await anyio.lowlevel.checkpoint()
+    assert tail.completed
+    assert scope.cancelled_caught
+
+
+async def test_the_result_survives_a_cancelled_scope() -> None:
+    results = []
+    with anyio.move_on_after(0.01):
+        results.append(await Tail().run())
+    assert results == ["result"]
+
+
+async def test_an_error_survives_a_cancelled_scope() -> None:
+    async def fail() -> None:
+        await anyio.sleep(0.03)
+        raise ValueError("from the tail")
+
+    with pytest.raises(ValueError, match="from the tail"), anyio.move_on_after(0.01):
+        await run_uncancellable(fail)
+
+
+async def test_a_scope_cancelled_before_the_start_does_not_keep_it_from_running() -> None:
+    tail = Tail()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await tail.run()
+    assert tail.completed
+
+
+async def test_a_failing_sibling_waits_for_the_end() -> None:
+    tail = Tail()
+
+    async def fail() -> None:
+        await tail.begun.wait()
+        raise ValueError("sibling")
+
+    with pytest.raises(ExceptionGroup):  # noqa: PT012
+        async with anyio.create_task_group() as group:
+            group.start_soon(tail.run)
+            group.start_soon(fail)
+    assert tail.completed
+
+
+async def _cancel_once(tail: Tail) -> None:
+    task = asyncio.create_task(tail.run())
+    await tail.begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _cancel_often(tail: Tail) -> None:
+    task = asyncio.create_task(tail.run())
+    await tail.begun.wait()
+    for _ in range(5):
+        task.cancel()
+        await asyncio.sleep(0.002)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _timeout(tail: Tail) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await tail.run()
+
+
+async def _wait_for(tail: Tail) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tail.run(), 0.01)
+
+
+async def _sibling(tail: Tail) -> None:
+    async def fail() -> None:
+        await tail.begun.wait()
+        raise ValueError("sibling")
+
+    with pytest.raises(ExceptionGroup):  # noqa: PT012
+        async with asyncio.TaskGroup() as group:
+            group.create_task(tail.run())
+            group.create_task(fail())
+
+
+NATIVE = [_cancel_once, _cancel_often, _timeout, _wait_for, _sibling]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("cancel", NATIVE, ids=lambda f: f.__name__.strip("_"))
+async def test_native_asyncio_cancellation_waits_for_the_end(cancel: Callable[[Tail], Awaitable[None]]) -> None:
+    tail = Tail()
+    await cancel(tail)
+    assert tail.completed
+    assert tail.deferred >= 1
+
+
+SIGINT_PROGRAM = """
+import anyio, os, signal, sys, threading
+from asyncmig.concurrency import run_uncancellable
+
+async def work():
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    for _ in range(30):
+        await anyio.sleep(0.01)
+    print("completed", flush=True)
+
+async def main():
+    await run_uncancellable(work)
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def test_ctrl_c_in_the_main_task_waits_for_the_end(anyio_backend: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGINT_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "completed\n"
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode != 0
+
+
+# -- worker threads
+
+
+class Loop:
+    """Blocking work that goes on until its checkpoint raises."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.ended = threading.Event()
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        self.started.set()
+        try:
+            while True:
+                checkpoint()
+                time.sleep(0.001)
+        finally:
+            self.ended.set()
+
+
+async def test_a_thread_returns_its_result() -> None:
+    assert await in_thread(lambda checkpoint, a, b: a + b, 1, b=2) == 3
+
+
+async def test_a_cancelled_scope_stops_the_thread() -> None:
+    loop = Loop()
+    with anyio.move_on_after(0.02) as scope:
+        await in_thread(loop.run)
+    assert scope.cancelled_caught
+    assert loop.ended.is_set()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_native_cancellation_stops_the_thread() -> None:
+    loop = Loop()
+    task = asyncio.create_task(in_thread(loop.run))
+    await anyio.to_thread.run_sync(loop.started.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert loop.ended.is_set()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_native_timeout_stops_the_thread() -> None:
+    loop = Loop()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await in_thread(loop.run)
+    assert loop.ended.is_set()
+
+
+async def test_an_error_of_the_thread_wins_over_the_cancellation() -> None:
+    started = threading.Event()
+
+    def fail(checkpoint: Checkpoint) -> None:
+        started.set()
+        time.sleep(0.05)
+        raise ValueError("from the thread")
+
+    with pytest.raises(ValueError, match="from the thread"), anyio.move_on_after(0.01):
+        await in_thread(fail)
+
+
+async def test_the_event_loop_runs_while_the_thread_computes() -> None:
+    """A thread that computes in Python shares the interpreter, but the loop gets its turns."""
+    ticks = 0
+    done = False
+
+    async def tick() -> None:
+        nonlocal ticks
+        while not done:
+            await anyio.sleep(0.001)
+            ticks += 1
+
+    def compute(checkpoint: Checkpoint) -> None:
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            sum(range(1000))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        await in_thread(compute)
+        done = True
+    assert ticks > 5
