@@ -62,7 +62,8 @@ def migrate(
     start = perf_counter()
     try:
         with show_progress(progress) as shown:
-            result = run(partial(asyncmig.migrate, path, options, progress=shown), backend=backend)
+            function = partial(asyncmig.migrate, path, options, progress=shown)
+            result = run(function, backend=backend, on_signal=shown.interrupted)
     except AsyncmigError as error:
         if report is not None:
             _write_report(report, _failure(error))

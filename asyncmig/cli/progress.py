@@ -16,7 +16,7 @@ _DEFERRED = "interrupted: the migration can't stop here without leaving work hal
 
 
 @contextmanager
-def show_progress(kind: str) -> Iterator[Progress]:
+def show_progress(kind: str) -> Iterator[CommandProgress]:
     """The progress of the given kind: ``auto``, ``plain``, ``json`` or ``none``."""
     if kind == "auto":
         kind = "bar" if sys.stderr.isatty() else "none"
@@ -24,18 +24,29 @@ def show_progress(kind: str) -> Iterator[Progress]:
         with _bar() as progress:
             yield progress
     else:
-        yield {"plain": PlainProgress, "json": JsonProgress, "none": QuietProgress}[kind]()
+        yield {"plain": PlainProgress, "json": JsonProgress, "none": CommandProgress}[kind]()
 
 
-class QuietProgress(Progress):
-    """Only says why an interrupt seems to be ignored."""
+class CommandProgress(Progress):
+    """Says why an interrupt seems to be ignored, and nothing else."""
+
+    _in_tail = False
+
+    def uncancellable(self) -> None:
+        """Remember that nothing can be interrupted any more."""
+        self._in_tail = True
+
+    def interrupted(self) -> None:
+        """A signal has arrived."""
+        if self._in_tail:
+            self.cancel_deferred()
 
     def cancel_deferred(self) -> None:
         """Tell why nothing stops."""
         click.echo(_DEFERRED, err=True)
 
 
-class PlainProgress(QuietProgress):
+class PlainProgress(CommandProgress):
     """A line for each stage."""
 
     def stage(self, stage: Stage, total: int | None) -> None:
@@ -43,7 +54,7 @@ class PlainProgress(QuietProgress):
         click.echo(f"{stage}" if total is None else f"{stage} ({total})", err=True)
 
 
-class JsonProgress(Progress):
+class JsonProgress(CommandProgress):
     """A JSON object a line: an event for each stage, and at most ten a second for what is done of it."""
 
     _done = 0
@@ -67,6 +78,7 @@ class JsonProgress(Progress):
 
     def uncancellable(self) -> None:
         """Print that the tail begins."""
+        super().uncancellable()
         self._emit(event="uncancellable")
 
     def cancel_deferred(self) -> None:
@@ -75,7 +87,7 @@ class JsonProgress(Progress):
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar() -> Iterator[CommandProgress]:
     # Imported late: it costs more than everything else that starts.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
@@ -85,7 +97,7 @@ def _bar() -> Iterator[Progress]:
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("open", total=None)
 
-        class BarProgress(Progress):
+        class BarProgress(CommandProgress):
             done = 0
 
             def stage(self, stage: Stage, total: int | None) -> None:

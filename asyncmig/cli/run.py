@@ -11,6 +11,7 @@ import click
 from anyio.abc import TaskStatus
 
 T = TypeVar("T")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -21,28 +22,35 @@ class Interrupted(Exception):
         self.signal = received
 
 
-def run(function: Callable[[], Awaitable[T]], *, backend: str) -> T:
-    """Run ``function`` to its result; SIGINT and SIGTERM cancel it.
+def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callable[[], None]) -> T:
+    """Run ``function`` to its result; SIGINT and SIGTERM cancel it, after a call of ``on_signal``.
 
-    Signals are received as events, because a KeyboardInterrupt in the main task would tear even a shielded section.
-    Raises :class:`Interrupted` if the function did not complete.
+    Signals are received as events, because a KeyboardInterrupt in the main task would tear even a shielded section, and they
+    go on being received after the first one, however impatient the user.  Raises :class:`Interrupted` if the function did
+    not complete.
     """
     if backend == "trio":
         _require_trio()
-    return anyio.run(_run, function, backend=backend)
+    try:
+        return anyio.run(_run, function, on_signal, backend=backend)
+    finally:
+        # What remains is to print the outcome; that must not be lost to one more Ctrl-C.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
-async def _run(function: Callable[[], Awaitable[T]]) -> T:
+async def _run(function: Callable[[], Awaitable[T]], on_signal: Callable[[], None]) -> T:
     results: list[T] = []
     received: list[signal.Signals] = []
     # Errors are carried out by hand: a task group would wrap them in a group.
     errors: list[Exception] = []
     async with anyio.create_task_group() as group:
-        await group.start(_receive_signals, group.cancel_scope, received)
-        try:
-            results.append(await function())
-        except Exception as error:
-            errors.append(error)
+        with anyio.CancelScope() as scope:
+            await group.start(_receive_signals, scope, received, on_signal)
+            try:
+                results.append(await function())
+            except Exception as error:
+                errors.append(error)
         group.cancel_scope.cancel()
     if errors:
         raise errors[0]
@@ -51,11 +59,18 @@ async def _run(function: Callable[[], Awaitable[T]]) -> T:
     return results[0]
 
 
-async def _receive_signals(scope: anyio.CancelScope, received: list[signal.Signals], *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+async def _receive_signals(
+    scope: anyio.CancelScope,
+    received: list[signal.Signals],
+    on_signal: Callable[[], None],
+    *,
+    task_status: TaskStatus[None],
+) -> None:
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
         task_status.started()
         async for number in signals:
             received.append(number)
+            on_signal()
             scope.cancel()
 
 

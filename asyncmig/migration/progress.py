@@ -37,4 +37,7 @@ class Progress:
         """The tail begins: from here on a cancellation takes effect when the migration is complete."""
 
     def cancel_deferred(self) -> None:
-        """A cancellation arrived in the tail and is kept until the end."""
+        """A native cancellation arrived in the tail and is kept until the end.
+
+        A cancelled anyio or trio scope is not noticed in the tail: it reports itself when the tail has ended.
+        """

@@ -90,12 +90,17 @@ def find_go() -> str | None:
 
 
 def build_boltool(target_dir: Path) -> Path:
-    """Compile boltool into the folder and return the program's path.
+    """Compile boltool into the folder and return the program's path."""
+    return build_go_program(SOURCE_DIR, target_dir)
+
+
+def build_go_program(source_dir: Path, target_dir: Path) -> Path:
+    """Compile the Go program in `source_dir` into the other folder, under its own name, and return its path.
 
     Go's GOPATH mode takes bbolt from the installed sources, so nothing is downloaded. GOFLAGS is
     cleared because flags meant for module mode (-mod=...) are an error in this one.
     """
-    program = target_dir / "boltool"
+    program = target_dir / source_dir.name
     environment = os.environ | {
         "GO111MODULE": "off",
         "GOPATH": os.pathsep.join(_gopath()),
@@ -107,7 +112,7 @@ def build_boltool(target_dir: Path) -> Path:
         environment["GOCACHE"] = str(target_dir / "go-cache")
     result = subprocess.run(
         ["go", "build", "-o", str(program), "."],
-        cwd=SOURCE_DIR,
+        cwd=source_dir,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -6,14 +6,14 @@ skipping, as in CI, set ASYNCMIG_REQUIRE_TOOLS=1: then a missing program is a fa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from tests.interop.boltool import BoltTool, build_boltool, find_go
+from tests.conftest import missing
+from tests.interop.boltool import BoltTool, build_boltool, build_go_program, find_go
 from tests.interop.containerd import Containerd, find_containerd
 
 
@@ -28,6 +28,13 @@ def boltool(tmp_path_factory: pytest.TempPathFactory) -> BoltTool:
     """The real bbolt, compiled once a session."""
     _require(find_go())
     return BoltTool(build_boltool(tmp_path_factory.mktemp("boltool")))
+
+
+@pytest.fixture(scope="session")
+def gojson(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that answers how Go reads and writes JSON."""
+    _require(find_go())
+    return build_go_program(Path(__file__).parent / "gojson", tmp_path_factory.mktemp("gojson"))
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +54,5 @@ def containerd_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Con
 
 
 def _require(reason: str | None) -> None:
-    if reason is None:
-        return
-    if os.environ.get("ASYNCMIG_REQUIRE_TOOLS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    if reason is not None:
+        missing(reason)

@@ -1,0 +1,230 @@
+"""The command, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asyncmig.bolt import Db
+from tests.caches import sample_cache
+from tests.states import dump_lines, tree_state
+
+
+def run(*args: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "asyncmig", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | (env or {}),
+    )
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Path:
+    return sample_cache().write(tmp_path / "runc-overlayfs")
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("asyncmig, version ")
+
+
+def test_help_documents_the_exit_codes() -> None:
+    text = run("--help").stdout
+    for code in ("0 ", "1 ", "2 ", "4 ", "130 "):
+        assert f"\n    {code}" in text
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_migrate(backend: str, worker: Path) -> None:
+    done = run("migrate", worker, "--backend", backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"migrated {worker}\n")
+    assert "8 made, 0 were there already" in done.stdout
+    again = run("migrate", worker)
+    assert (again.returncode, again.stdout) == (0, f"already migrated: {worker}\n")
+
+
+def test_dry_run(worker: Path) -> None:
+    before = tree_state(worker)
+    done = run("migrate", worker, "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.startswith("dry run: would migrate")
+    assert tree_state(worker) == before
+
+
+def test_nothing_to_do(worker: Path) -> None:
+    (worker / "metadata.db").unlink()
+    done = run("migrate", worker)
+    assert (done.returncode, done.stdout) == (0, f"nothing to do, no metadata.db in {worker}\n")
+
+
+def test_report(worker: Path, tmp_path: Path) -> None:
+    assert run("migrate", worker, "--report", tmp_path / "r.json").returncode == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["report_version"], report["outcome"], report["semantics"]) == (1, "migrated", "upstream")
+    assert report["counts"]["records"] == 8
+    assert set(report["seconds"]) >= {"read", "build", "protect", "publish"}
+
+
+def test_report_of_a_failure(worker: Path, tmp_path: Path) -> None:
+    (worker / "metadata.db").write_bytes(b"A" * 8192)
+    done = run("migrate", worker, "--report", tmp_path / "r.json")
+    assert done.returncode == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["outcome"], report["error_type"]) == ("failed", "CorruptDatabaseError")
+
+
+def test_a_report_that_can_t_be_written_is_refused_before_anything_happens(worker: Path, tmp_path: Path) -> None:
+    before = tree_state(worker)
+    assert run("migrate", worker, "--report", tmp_path).returncode == 2
+    assert tree_state(worker) == before
+
+
+def test_errors_name_file_and_cause_and_exit_with_1(worker: Path) -> None:
+    (worker / "metadata.db").write_bytes(b"A" * 8192)
+    done = run("migrate", worker)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"asyncmig: {worker}/metadata.db: corrupt database: invalid database")
+
+
+def test_wrong_usage_exits_with_2(worker: Path) -> None:
+    for args in (["migrate"], ["migrate", worker, "--semantics", "none"], ["migrate", worker, "--backend", "curio"], ["no"]):
+        assert run(*args).returncode == 2
+
+
+def test_a_missing_trio_is_wrong_usage(worker: Path, tmp_path: Path) -> None:
+    (tmp_path / "trio.py").write_text("raise ImportError('not installed')")
+    done = run("migrate", worker, "--backend", "trio", env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert "pip install 'asyncmig[trio]'" in done.stderr
+
+
+def test_json_progress_is_json(worker: Path) -> None:
+    done = run("migrate", worker, "--progress", "json")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [e["stage"] for e in events if e["event"] == "stage"][:3] == ["read", "resolve", "blobs"]
+    assert {"event": "uncancellable"} in events
+
+
+def test_plain_progress_names_the_stages(worker: Path) -> None:
+    assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[:2] == ["read", "resolve (8)"]
+
+
+def test_names_from_a_cache_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:
+    cache = sample_cache()
+    cache.records["\x1b[31mred"] = {}
+    done = run("migrate", cache.write(tmp_path / "runc-overlayfs"))
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+    assert "record \\x1b[31mred" in done.stderr
+
+
+SLOW_PROGRAM = """
+import os, sys, time
+from asyncmig.migration import {module}
+original = {module}.{function}
+def slow(*args, **kwargs):
+    print("there", flush=True)
+    checkpoint = next((a for a in args if callable(a)), lambda: None)
+    for _ in range(100):
+        time.sleep(0.01)
+        checkpoint()
+    return original(*args, **kwargs)
+from asyncmig.migration import pipeline
+setattr(pipeline if hasattr(pipeline, "{function}") else {module}, "{function}", slow)
+from asyncmig.cli.main import main
+main()
+"""
+
+
+def interrupt(worker: Path, module: str, function: str, backend: str, number: signal.Signals) -> tuple[int, str, str]:
+    """Send a signal three times while ``function`` runs slowly."""
+    program = SLOW_PROGRAM.format(module=module, function=function)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "migrate", str(worker), "--backend", backend],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_tail_stops_and_changes_nothing(
+    backend: str, number: signal.Signals, code: int, worker: Path
+) -> None:
+    before = tree_state(worker)
+    returned, _, err = interrupt(worker, "chains", "compute_chains", backend, number)
+    assert returned == code
+    assert "stopped, nothing was changed" in err
+    assert tree_state(worker) == before
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_signals_in_the_tail_get_a_message_and_the_migration_completes(backend: str, worker: Path, tmp_path: Path) -> None:
+    returned, out, err = interrupt(worker, "publish", "sync_directory", backend, signal.SIGINT)
+    assert returned == 0
+    assert out.startswith("migrated")
+    assert "can't stop here" in err
+    assert dump_lines(worker / "metadata_v2.db")
+
+
+def test_check_of_a_clean_file(worker: Path) -> None:
+    done = run("db", "check", worker / "metadata.db")
+    assert done.returncode == 0
+    assert done.stdout.startswith("clean: ")
+
+
+def test_check_of_a_damaged_file(worker: Path) -> None:
+    path = worker / "metadata.db"
+    with Db.open(path) as db:
+        assert db.pages is not None
+        root = db.pages.meta.root * db.pages.page_size
+    raw = bytearray(path.read_bytes())
+    raw[root + 8] = 0x55
+    path.write_bytes(raw)
+    done = run("db", "check", path)
+    assert done.returncode == 1
+    assert f"page {root // 4096}: type 0x55" in done.stdout
+
+
+def test_dump(worker: Path) -> None:
+    done = run("db", "dump", worker / "metadata.db")
+    assert done.stdout.splitlines() == dump_lines(worker / "metadata.db")
+
+
+def test_dump_into_a_closed_pipe_is_quiet(worker: Path) -> None:
+    command = f"{sys.executable} -m asyncmig db dump {worker}/containerdmeta.db | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == '{"p":["v1"],"b":true}\n'
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["check", "dump"])
+def test_looking_into_a_file_that_is_not_there(command: str, tmp_path: Path) -> None:
+    done = run("db", command, tmp_path / "none.db")
+    assert done.returncode == 1
+    assert "none.db: cannot open: No such file or directory" in done.stderr
+
+
+def test_synth_makes_a_cache_that_migrates(tmp_path: Path) -> None:
+    assert run("synth", tmp_path / "root", "--records", "30", "--seed", "5").returncode == 0
+    done = run("migrate", tmp_path / "root")
+    assert done.returncode == 0
+    assert "records:       30," in done.stdout

@@ -1,0 +1,69 @@
+"""Bounded fan-out."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from asyncmig.stores.fanout import fan_out
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_results_come_in_the_order_of_the_items() -> None:
+    async def slow_if_early(i: int) -> int:
+        await anyio.sleep(0.002 * (5 - i % 5))
+        return i * i
+
+    assert await fan_out(slow_if_early, range(20), concurrency=4) == [i * i for i in range(20)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 100])
+async def test_never_more_at_a_time_than_allowed(concurrency: int) -> None:
+    running = most = 0
+
+    async def call(_: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.001)
+        running -= 1
+
+    await fan_out(call, range(30), concurrency=concurrency)
+    assert most == min(concurrency, 30)
+
+
+async def test_the_first_error_is_raised_as_itself_and_stops_the_others() -> None:
+    called: list[int] = []
+
+    async def call(i: int) -> None:
+        called.append(i)
+        await anyio.sleep(0.001)
+        if i == 2:
+            raise ValueError("call 2")
+
+    with pytest.raises(ValueError, match="call 2"):
+        await fan_out(call, range(1000), concurrency=4)
+    assert len(called) < 20
+
+
+async def test_cancellation_cancels_the_running_calls() -> None:
+    ended = 0
+
+    async def call(_: int) -> None:
+        nonlocal ended
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended += 1
+
+    with anyio.move_on_after(0.02):
+        await fan_out(call, range(10), concurrency=3)
+    assert ended == 3
+
+
+async def test_nothing_to_do() -> None:
+    async def call(_: int) -> None:
+        raise AssertionError
+
+    assert await fan_out(call, [], concurrency=3) == []

@@ -1,0 +1,65 @@
+"""Arrows run downward only: cli -> api -> migration -> stores.ports, buildkit -> bolt."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asyncmig
+
+PACKAGE = Path(asyncmig.__file__).parent
+
+# Room -> what it may import of the package besides itself.
+ALLOWED = {
+    "errors": set(),
+    "_version": set(),
+    "sorting": set(),
+    "bolt": {"errors"},
+    "concurrency": {"bolt"},
+    "buildkit": {"bolt", "errors", "sorting"},
+    "stores": {"bolt", "concurrency", "errors", "sorting"},
+    "migration": {"_version", "bolt", "buildkit", "concurrency", "errors", "stores.ports"},
+    "synth": {"bolt", "buildkit", "errors", "stores.offline.codec", "stores.ports"},
+    "layouts": {"bolt", "concurrency", "errors", "stores.offline", "stores.ports"},
+    "api": {"buildkit", "concurrency", "errors", "layouts", "migration"},
+    "cli": {"", "_version", "api", "bolt", "errors", "migration", "synth"},
+    "__main__": {"cli"},
+    "__init__": {"_version", "api", "errors", "migration"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+
+
+def own_imports(path: Path) -> set[str]:
+    found = {name for name in imports(path) if name.split(".")[0] == "asyncmig"}
+    return {name.removeprefix("asyncmig").removeprefix(".") for name in found}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_below(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in own_imports(path):
+        if name.split(".")[0] == room:
+            continue
+        assert any(name == allowed or (allowed and name.startswith(allowed + ".")) for allowed in ALLOWED[room]), (
+            f"{room} must not import {name}"
+        )
+
+
+def test_stores_don_t_know_each_other() -> None:
+    for adapter in ("offline", "memory.py"):
+        root = PACKAGE / "stores" / adapter
+        for path in root.rglob("*.py") if root.is_dir() else [root]:
+            others = {n for n in own_imports(path) if n.startswith("stores.")} - {"stores.ports", "stores.fanout"}
+            assert all(n.startswith(f"stores.{adapter.removesuffix('.py')}") for n in others), path
