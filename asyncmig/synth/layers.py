@@ -50,12 +50,13 @@ def build_layer(seed: int) -> Layer:
 def _header(size: int) -> bytes:
     fields = (
         b"app/data.txt".ljust(100, b"\0"),
-        b"0000644\00000000\00000000\0",  # mode, owner, group
+        b"0000644\0",  # mode
+        b"0000000\0" * 2,  # owner and group
         b"%011o\0" % size,
         b"%011o\0" % 1_583_000_000,  # modified at
         b" " * 8,  # stands for the checksum while that is computed
         b"0".ljust(101, b"\0"),  # a regular file, which links to nothing
-        b"ustar\000",
+        b"ustar".ljust(6, b"\0") + b"00",
         b"root".ljust(32, b"\0") * 2,
         b"0000000\0" * 2,
     )

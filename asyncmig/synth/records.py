@@ -204,7 +204,8 @@ class Inventory:
 
 def invent(records: int, seed: int, tick: Tick) -> Inventory:
     """Invent a cache of ``records`` records; ``tick`` is called for each."""
-    return _Inventor(records, Random(seed), tick).run()
+    # Seeded by text, because a number and its negative are the same seed.
+    return _Inventor(records, Random(str(seed)), tick).run()
 
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -48,7 +48,7 @@ def _common(record: Record, started: int) -> Values:
     }
     detail = record.detail
     if detail % 64 or record.kind is Kind.PULLED:  # a daemon that was killed did not get round to it
-        used = min(record.created + (detail >> 4) % (3600 * _SECOND), started)
+        used = record.created + (detail >> 4) % (started - record.created)
         count = 1 + (detail >> 12) % (120 if record.kind is Kind.PULLED else 4)
         values[b"cache.lastUsedAt"] = b'{"value":%d}' % used
         values[b"cache.usageCount"] = b'{"value":%d}' % count
