@@ -25,7 +25,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/offline.py
+	$(BIN)/python benchmarks/offline.py $(BENCH_ARGS)
 
 tools:
 	scripts/install-tools
