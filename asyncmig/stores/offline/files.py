@@ -105,17 +105,14 @@ def update(db: Db | None) -> Iterator[Tx]:
 def remove_label(entry: Bucket, label: bytes, now: bytes) -> None:
     """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry.
 
-    It rewrites both times and all labels.  The bucket of the labels is there afterwards even if it is empty, and even if
-    there was none before: the label to be removed is an entry without value in the map that is written (containerd
-    ``metadata/boltutil``).
+    It rewrites both times and all labels, of which those with an empty value go, too.  The bucket of the labels is there
+    afterwards even if it is empty, and even if there was none before: the label to be removed is an entry without value in
+    the map that is written (containerd ``metadata/boltutil``).
     """
-    labels = entry.bucket(LABELS)
-    kept = [(key, value) for key, value in labels.items() if key != label and value] if labels else []
     if CREATED_AT not in entry:
         entry.put(CREATED_AT, ZERO_TIME)
     entry.put(UPDATED_AT, now)
-    if labels is not None:
-        entry.delete_bucket(LABELS)
-    labels = entry.create_bucket(LABELS)
-    for key, value in kept:
-        labels.put(key, value)
+    labels = entry.create_bucket_if_not_exists(LABELS)
+    labels.delete(label)
+    for key in [key for key, value in labels.items() if not value]:
+        labels.delete(key)

@@ -106,30 +106,34 @@ class OfflineSnapshots:
         return await in_thread(self._remove_label_many, names, label)
 
     def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[bool]:
-        entries = self._entries(checkpoint, names)
-        existing = self._kinds(checkpoint, [backend for backend, _ in entries.values()])
-        found = {name for name, (backend, _) in entries.items() if backend in existing}
-        if found:
-            self._write(checkpoint, sorted(found), [entries[name][0] for name in found], codec.to_bytes(label))
-        return [name in found for name in names]
-
-    def _write(self, checkpoint: Checkpoint, names: list[str], backend_names: list[bytes], label: bytes) -> None:
-        now = codec.now()
+        if not names or self._files.backend is None:
+            return [False for _ in names]
+        found, now = set(), codec.now()
         # The inner transaction, the backend's, commits first, as in containerd.
         with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
-            _remove_from(metadata.path_bucket(*self._path), [codec.to_bytes(n) for n in names], label, now, checkpoint)
-            # Only labels that are inherited ever reach the backend, so there is none to remove; but its Update runs.
-            _remove_from(backend.path_bucket(VERSION, SNAPSHOTS), sorted(backend_names), label, now, checkpoint)
+            entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
+            for name in sorted(set(names)) if entries and backend_entries else ():
+                checkpoint()
+                assert entries is not None
+                assert backend_entries is not None
+                if _remove_label(entries, backend_entries, codec.to_bytes(name), codec.to_bytes(label), now):
+                    found.add(name)
+        return [name in found for name in names]
 
 
-def _remove_from(snapshots: Bucket | None, names: list[bytes], label: bytes, now: bytes, checkpoint: Checkpoint) -> None:
-    assert snapshots is not None
-    for name in names:
-        checkpoint()
-        entry = snapshots.bucket(name)
-        assert entry is not None
-        remove_label(entry, label, now)
-        snapshots.spill_child(name)
+def _remove_label(entries: Bucket, backend_entries: Bucket, key: bytes, label: bytes, now: bytes) -> bool:
+    """Update one snapshot, in containerd's database and in the snapshotter's; ``False`` if it does not exist."""
+    entry = entries.bucket(key)
+    backend_key = entry and entry.get(_NAME)
+    backend_entry = backend_entries.bucket(backend_key) if backend_key else None
+    if entry is None or backend_entry is None or not backend_key:
+        return False
+    remove_label(entry, label, now)
+    entries.spill_child(key)
+    # Only labels that are inherited ever reach the backend, so there is none to remove; but its Update runs.
+    remove_label(backend_entry, label, now)
+    backend_entries.spill_child(backend_key)
+    return True
 
 
 def _kind(entry: Bucket) -> Kind:
