@@ -10,7 +10,7 @@ Sources: etcd-io/bbolt ``page.go``, ``db.go``, ``bucket.go``, ``node.go``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, islice
@@ -32,6 +32,9 @@ MIN_PAGE_SIZE = 1024
 MAX_PAGE_SIZE = 1 << 24
 MAX_KEY_SIZE = 32768
 MAX_VALUE_SIZE = (1 << 31) - 2
+MAX_ELEMENTS = 0xFFFE
+"""The element count of a page has 16 bits; only pages of a megabyte and more can reach this."""
+MAX_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 MAX_TREE_DEPTH = 40
 """Levels of branch pages.  Each has at least two children in files that bbolt wrote, so 40 is beyond any real file."""
 
@@ -201,7 +204,7 @@ def decode_inline(value: BucketValue) -> tuple[list[bytes], list[bytes]]:
     if flags != LEAF or overflow:
         raise Malformed("an inline bucket is not one leaf page")
     keys, values = decode_leaf(value, INLINE_PREFIX, count, len(value))
-    if any(type(v) is BucketValue for v in values):
+    if BucketValue in set(map(type, values)):
         raise Malformed("a bucket inside an inline bucket")
     return keys, values
 
@@ -219,9 +222,9 @@ def decode_branch(image: bytes, count: int) -> tuple[list[bytes], list[int]]:
     return keys, list(raw[2::3])
 
 
-def leaf_size(keys: Iterable[bytes], values: Iterable[bytes]) -> int:
+def leaf_size(keys: Sequence[bytes], values: Sequence[bytes]) -> int:
     """Bytes of a leaf page with these elements, header included."""
-    return PAGE_HEADER_SIZE + sum(ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True))
+    return PAGE_HEADER_SIZE + ELEMENT_SIZE * len(keys) + sum(map(len, keys)) + sum(map(len, values))
 
 
 def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from enum import IntFlag
-
 from asyncmig.buildkit.gojson import to_valid
 
 
-class Changes(IntFlag):
-    """Which v2 keys of a record are to be written."""
+class Changes:
+    """Which v2 keys of a record are to be written: bits of :attr:`Record.changes`.
 
-    NONE = 0
+    Plain numbers, because testing a bit of an ``IntFlag`` costs microseconds and happens several times a record.
+    """
+
     COMMITTED = 1
     PARENT = 2
     SNAPSHOT = 4
