@@ -45,8 +45,12 @@ def _created(checkpoint: Checkpoint, cache: Cache, leases: list[Lease], created:
 
 async def verify(leases: list[Lease], store: LeaseStore) -> None:
     """Read the leases back.  Raises :class:`StoreError` if one is missing or lacks a resource."""
-    names = [lease.id for lease in leases]
+    names = await in_thread(_names, leases)
     await in_thread(_compare, leases, await store.list_many(names))
+
+
+def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
+    return [lease.id for lease in leases]
 
 
 def _compare(checkpoint: Checkpoint, leases: list[Lease], stored: list[Lease | None]) -> None:

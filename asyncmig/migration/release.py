@@ -9,6 +9,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.report import Counts
 from asyncmig.stores.ports import Stores
 
 ROOT = "containerd.io/gc.root"
@@ -20,20 +21,32 @@ async def release(cache: Cache, stores: Stores) -> None:
 
     A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
     """
-    counts = cache.report.counts
-    snapshots = await in_thread(_snapshots, cache)
-    counts.snapshots_released = sum(await stores.snapshots.remove_label_many(snapshots, ROOT))
-    blobs = await in_thread(_blobs, cache)
-    for blob, found in zip(blobs, await stores.content.remove_label_many(blobs, ROOT), strict=True):
-        if not found:
-            raise StoreError(f"blob {printable(blob)} has vanished from the content store")
-    counts.blobs_released = len(blobs)
     views = await stores.snapshots.views()
-    counts.views_released = sum(await stores.snapshots.remove_label_many(views, ROOT))
+    snapshots = await in_thread(_snapshots, cache, views)
+    found = await stores.snapshots.remove_label_many(snapshots, ROOT)
+    await in_thread(_count_snapshots, cache.report.counts, snapshots, found, set(views))
+    blobs = await in_thread(_blobs, cache)
+    found = await stores.content.remove_label_many(blobs, ROOT)
+    await in_thread(_count_blobs, cache.report.counts, blobs, found)
 
 
-def _snapshots(checkpoint: Checkpoint, cache: Cache) -> list[str]:
-    return [r.snapshot for r in stepping(checkpoint, cache.records) if cache.semantics.is_released(r)]
+def _count_snapshots(_: Checkpoint, counts: Counts, snapshots: list[str], found: list[bool], views: set[str]) -> None:
+    released = [name in views for name, exists in zip(snapshots, found, strict=True) if exists]
+    counts.views_released = sum(released)
+    counts.snapshots_released = len(released) - counts.views_released
+
+
+def _count_blobs(_: Checkpoint, counts: Counts, blobs: list[str], found: list[bool]) -> None:
+    counts.blobs_released = sum(found)
+    if not all(found):
+        raise StoreError(f"blob {printable(blobs[found.index(False)])} has vanished from the content store")
+
+
+def _snapshots(checkpoint: Checkpoint, cache: Cache, views: list[str]) -> list[str]:
+    """The records' snapshots and all views, each once."""
+    found = dict.fromkeys(r.snapshot for r in stepping(checkpoint, cache.records) if cache.semantics.is_released(r))
+    found.update(dict.fromkeys(views))
+    return list(found)
 
 
 def _blobs(checkpoint: Checkpoint, cache: Cache) -> list[str]:
