@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from asyncmig.bolt.cursor import Cursor
 from asyncmig.bolt.format import (
     ELEMENT_SIZE,
+    MAX_ELEMENTS,
     MAX_KEY_SIZE,
+    MAX_UINT64,
     MAX_VALUE_SIZE,
     PAGE_HEADER_SIZE,
     BucketValue,
@@ -34,8 +36,6 @@ _SPLIT_AT = 512
 bbolt splits at commit only, and a bucket that receives many keys in random order becomes one huge array: inserting is then
 quadratic.
 """
-_MAX_ELEMENTS = 0xFFFE
-"""The element count of a page has 16 bits."""
 _EMPTY_BUCKET = BucketValue(bytes(32))
 
 
@@ -86,6 +86,7 @@ class Bucket:
 
     def bucket(self, name: bytes) -> Bucket | None:
         """The nested bucket ``name``, or ``None``."""
+        self.check_open()
         child = self._children.get(name)
         if child is not None:
             return child
@@ -100,7 +101,7 @@ class Bucket:
 
     def cursor(self) -> Cursor:
         """A cursor over this bucket, before its first key."""
-        self._check_open()
+        self.check_open()
         return Cursor(self)
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
@@ -114,15 +115,17 @@ class Bucket:
     @property
     def sequence(self) -> int:
         """The bucket's sequence number."""
+        self.check_open()
         return self._sequence
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise unless the handle is valid."""
         self.tx.check_open()
         if not self._open:
             raise BucketError("the bucket was deleted or spilled")
 
     def _lookup(self, key: bytes) -> bytes | None:
-        self._check_open()
+        self.check_open()
         leaf = self._leaf(key)
         i = bisect_left(leaf.keys, key)
         return leaf.data[i] if i < len(leaf.keys) and leaf.keys[i] == key else None
@@ -167,14 +170,18 @@ class Bucket:
     def delete(self, key: bytes) -> None:
         """Remove ``key`` if it is there.  Raises :class:`BucketError` if it is a bucket."""
         self._check_write(key)
-        if type(self._lookup(key)) is BucketValue:
+        value = self._lookup(key)
+        if type(value) is BucketValue:
             raise BucketError(f"key {key[:64]!r} is a bucket")
-        self._remove(key)
+        if value is not None:
+            self._remove(key)
 
     def set_sequence(self, value: int) -> None:
-        """Set the bucket's sequence number."""
+        """Set the bucket's sequence number, an unsigned number of 64 bits."""
         self.tx.check_writable()
-        self._check_open()
+        self.check_open()
+        if not 0 <= value <= MAX_UINT64:
+            raise BucketError(f"sequence {value} does not fit into 64 bits")
         self._sequence = value
 
     def next_sequence(self) -> int:
@@ -203,24 +210,30 @@ class Bucket:
         child = self.bucket(name)
         if child is None:
             raise BucketError(f"no bucket {name[:64]!r}")
-        child._free_everything()
-        del self._children[name]
-        self._remove(name)
+        with self.tx.indivisible():
+            child._free_everything()
+            del self._children[name]
+            self._remove(name)
 
     def spill_child(self, name: bytes, fill_percent: float = 0.5) -> None:
-        """Write the nested bucket ``name`` out now and drop it from memory; existing handles to it become invalid.
+        """Write the nested bucket ``name`` out now and drop it from memory; handles to it and into it become invalid.
 
         Bounds the memory of a transaction that touches very many nested buckets.  The bucket can be opened again.
         """
         self.tx.check_writable()
+        self.check_open()
         child = self._children.pop(name, None)
         if child is not None:
+            with self.tx.indivisible():
+                child._store_children(fill_percent)
+                self._store_child(name, child, fill_percent)
+            for _, _, bucket in child._opened_below():
+                bucket._open = False
             child._open = False
-            self._store_child(name, child, fill_percent)
 
     def _check_write(self, key: bytes) -> None:
         self.tx.check_writable()
-        self._check_open()
+        self.check_open()
         if not 0 < len(key) <= MAX_KEY_SIZE:
             raise BucketError(f"a key of {len(key)} bytes; 1 to {MAX_KEY_SIZE} are allowed")
 
@@ -293,27 +306,30 @@ class Bucket:
 
     def _free_everything(self) -> None:
         """Free all pages of this bucket and of the buckets in it."""
-        todo, roots = [self], {self._root_page}
+        todo, freed = [self], set[int]()
         while todo:
             bucket = todo.pop()
             # Going through all keys first checks the tree, so that freeing its pages below meets no cycle.
             for name in [key for key, value in bucket.items() if value is None]:
                 child = bucket.bucket(name)
                 assert child is not None
-                if child._root_page and child._root_page in roots:
-                    assert self.tx.pages is not None
-                    raise self.tx.pages.corrupt(child._root_page, "referenced twice")
-                roots.add(child._root_page)
                 todo.append(child)
-            bucket._free_pages()
+            bucket._free_pages(freed)
             bucket._open = False
 
-    def _free_pages(self) -> None:
+    def _free_pages(self, freed: set[int]) -> None:
+        """Free the pages of this tree.  ``freed``: those of the deletion so far; bounds it where buckets share pages."""
         todo: list[Child] = [self.root_node()]
         while todo:
             node = todo.pop()
             if isinstance(node, int):
                 node = self.tx.load(node, None, None, 0 if node == self._root_page else 1)
+            if node.pages:
+                first, overflow = node.pages
+                if not freed.isdisjoint(span := range(first, first + overflow + 1)):
+                    assert self.tx.pages is not None
+                    raise self.tx.pages.corrupt(first, "referenced twice")
+                freed.update(span)
             self.tx.free(node)
             if not node.leaf:
                 todo.extend(node.children)
@@ -328,9 +344,21 @@ class Bucket:
             self._root_page = self._write_tree(root, fill_percent)
         return self._root_page, self._sequence
 
+    def _opened_below(self) -> list[tuple[Bucket, bytes, Bucket]]:
+        """The buckets below this one that were opened: parent, name, bucket; outer ones before those inside them."""
+        found: list[tuple[Bucket, bytes, Bucket]] = []
+        todo = [self]
+        while todo:
+            parent = todo.pop()
+            for name, child in reversed(parent._children.items()):
+                found.append((parent, name, child))
+                todo.append(child)
+        return found
+
     def _store_children(self, fill_percent: float) -> None:
-        for name, child in self._children.items():
-            self._store_child(name, child, fill_percent)
+        # Innermost first, not recursively: buckets may be nested deeper than Python's stack.
+        for parent, name, child in reversed(self._opened_below()):
+            parent._store_child(name, child, fill_percent)
 
     def _store_child(self, name: bytes, child: Bucket, fill_percent: float) -> None:
         value = child._spill(fill_percent)
@@ -338,8 +366,7 @@ class Bucket:
             self._store(name, value)
 
     def _spill(self, fill_percent: float) -> BucketValue:
-        """Write what changed here and below; returns the value that the parent is to hold."""
-        self._store_children(fill_percent)
+        """Write what changed here, the buckets below being stored; returns the value that the parent is to hold."""
         root = self._root
         if root is None or (not root.dirty and self._stored is not None):
             if self._stored is not None and self._stored.sequence == self._sequence:
@@ -350,7 +377,8 @@ class Bucket:
         if self._fits_inline(root):
             self.tx.free(root)
             return encode_inline(root.keys, root.data, self._sequence)
-        if root.dirty:
+        if root.dirty or not self._root_page:
+            # The second is an inline bucket larger than bbolt makes them, with nothing but a new sequence.
             self._root_page = self._write_tree(root, fill_percent)
         return encode_bucket(self._root_page, self._sequence)
 
@@ -358,7 +386,7 @@ class Bucket:
         """bbolt's rule: one leaf without nested buckets, at most a quarter of a page."""
         return (
             root.leaf
-            and len(root.keys) * ELEMENT_SIZE < self.tx.page_size
+            and len(root.keys) <= min(self.tx.page_size // ELEMENT_SIZE, MAX_ELEMENTS)
             and root.size() <= self.tx.page_size // 4
             and BucketValue not in set(map(type, root.data))
         )
@@ -406,9 +434,11 @@ class Bucket:
             child = branch.children[i]
             if isinstance(child, Node) and child.dirty:
                 self._merge_small_children(child)
-                if len(branch.children) > 1 and self._is_small(child):
-                    i = self._join_with_neighbour(branch, i)
-                    continue
+                if self._is_small(child):
+                    if len(branch.children) > 1:
+                        i = self._join_with_neighbour(branch, i)
+                        continue
+                    branch.shrunk = True  # an only child gets its neighbour when the branch itself is joined
             i += 1
 
     def _is_small(self, node: Node) -> bool:
@@ -463,9 +493,9 @@ def split(sizes: list[int], page_size: int, fill_percent: float) -> Iterator[tup
     total = PAGE_HEADER_SIZE + sum(sizes)
     threshold = int(page_size * min(max(fill_percent, 0.1), 1.0))
     start, count = 0, len(sizes)
-    while count - start > 4 and (total > page_size or count - start > _MAX_ELEMENTS):
+    while count - start > 4 and (total > page_size or count - start > MAX_ELEMENTS):
         used, end = PAGE_HEADER_SIZE, start
-        while end < count - 2 and end - start < _MAX_ELEMENTS and (end - start < 2 or used + sizes[end] <= threshold):
+        while end < count - 2 and end - start < MAX_ELEMENTS and (end - start < 2 or used + sizes[end] <= threshold):
             used += sizes[end]
             end += 1
         yield start, end

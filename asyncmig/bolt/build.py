@@ -40,7 +40,7 @@ class BucketBuilder:
         if key <= self._last or len(key) > fmt.MAX_KEY_SIZE:
             raise BucketError(_complaint(key, self._last))
         size = fmt.ELEMENT_SIZE + len(key) + len(value)
-        if self._size + size > self._page_size and self._keys:
+        if self._keys and (self._size + size > self._page_size or len(self._keys) == fmt.MAX_ELEMENTS):
             self._cut()
         self._keys.append(key)
         self._values.append(value)
@@ -54,10 +54,11 @@ class BucketBuilder:
     def leaf_bucket(self, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
         """A nested bucket from sorted keys that are known to be good: the fast way for small ones."""
         size = fmt.leaf_size(keys, values)
-        if size <= self._page_size // 4 and BucketValue not in set(map(type, values)):
-            return encode_inline(keys, values, sequence)
-        if size <= self._page_size:
-            return encode_bucket(self._writer.write_leaf(keys, values), sequence)
+        if len(keys) <= fmt.MAX_ELEMENTS:
+            if size <= self._page_size // 4 and BucketValue not in set(map(type, values)):
+                return encode_inline(keys, values, sequence)
+            if size <= self._page_size:
+                return encode_bucket(self._writer.write_leaf(keys, values), sequence)
         sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
         kids = [(keys[a], self._writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, self._page_size, 1.0)]
         return encode_bucket(self._branches(kids), sequence)

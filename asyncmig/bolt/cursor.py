@@ -52,7 +52,7 @@ class Cursor:
         """Go to the last key; ``None`` if the bucket is empty."""
         self._start()
         self._descend_to_last()
-        return self._current() if self._levels[-1].index >= 0 or self._to_previous_leaf() else None
+        return self._current() if self._levels[-1].index >= 0 or self._to_previous_leaf() else self._stay()
 
     def seek(self, key: bytes) -> Item | None:
         """Go to ``key`` or, if it is not there, to the next key behind it; ``None`` if there is none."""
@@ -89,7 +89,7 @@ class Cursor:
     # -- the stack of levels
 
     def _is_stale(self) -> bool:
-        self._bucket.tx.check_open()
+        self._bucket.check_open()
         return self._version != self._bucket.version
 
     def _stay(self) -> Item | None:
@@ -98,6 +98,7 @@ class Cursor:
         return None
 
     def _start(self) -> None:
+        self._bucket.check_open()
         self._version = self._bucket.version
         self._levels = [_Level(self._bucket.root_node(), 0, None, None)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from asyncmig.bolt import format as fmt
@@ -31,7 +31,8 @@ class Db:
         self.path = path
         self.writable = writable
         self.pages: PageFile | None = None
-        """The committed state; ``None`` for a file of 0 bytes that was opened for reading."""
+        """The committed state; ``None`` for a file of 0 bytes."""
+        self._new_page_size = DEFAULT_PAGE_SIZE
         self._free: list[int] | None = None
         self._open_transactions = 0
         self._writing = False
@@ -43,14 +44,16 @@ class Db:
         path: str | os.PathLike[str],
         *,
         writable: bool = False,
+        exclusive: bool = False,
         create: bool = False,
         page_size: int = DEFAULT_PAGE_SIZE,
         lock_timeout: float = 0.0,
     ) -> Db:
-        """Open and lock ``path``: shared for reading, exclusive for writing.
+        """Open and lock ``path``: shared for reading, exclusive for writing or if ``exclusive``.
 
-        A file of 0 bytes is a valid empty database; opened for writing it is initialised with pages of ``page_size`` bytes,
-        as bbolt does.  ``create`` makes a missing file (mode 0600).  ``lock_timeout`` is in seconds, 0 tries once.
+        A file of 0 bytes is a valid empty database; the first write transaction initialises it, with pages of ``page_size``
+        bytes (bbolt does so when it opens it).  ``create`` makes a missing file (mode 0600).  ``lock_timeout`` is in seconds,
+        0 tries once.
 
         Raises :class:`DatabaseError` (missing, not a regular file, no permission), :class:`DatabaseLockedError`,
         :class:`CorruptDatabaseError`.
@@ -58,7 +61,7 @@ class Db:
         name = os.fspath(path)
         fd = _open_regular(name, writable=writable, create=create)
         try:
-            lock(fd, name, exclusive=writable, timeout=lock_timeout)
+            lock(fd, name, exclusive=writable or exclusive, timeout=lock_timeout)
             db = cls(fd, name, writable=writable)
             db._load(page_size)
         except BaseException:
@@ -67,13 +70,15 @@ class Db:
         return db
 
     def _load(self, page_size: int) -> None:
-        if os.fstat(self.fd).st_size == 0:
-            if not self.writable:
-                return
-            if page_size not in (fmt.MIN_PAGE_SIZE << i for i in range(15)):
-                raise BucketError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE}")
-            write_all(self.fd, self.path, [fmt.empty_image(page_size)], 0)
-            self.sync()
+        if page_size not in (fmt.MIN_PAGE_SIZE << i for i in range(15)):
+            raise BucketError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE}")
+        self._new_page_size = page_size
+        if os.fstat(self.fd).st_size:
+            self.reload()
+
+    def _initialise(self) -> None:
+        write_all(self.fd, self.path, [fmt.empty_image(self._new_page_size)], 0)
+        self.sync()
         self.reload()
 
     def reload(self) -> None:
@@ -94,13 +99,20 @@ class Db:
 
         ``fill_percent`` is how full pages are left when a node is split, as in bbolt.
         """
-        with self._transaction(writable=True) as tx:
-            yield tx
-            self.commit(tx, fill_percent)
+        size = os.fstat(self.fd).st_size if self.fd >= 0 else 0
+        try:
+            with self._transaction(writable=True) as tx:
+                yield tx
+                self.commit(tx, fill_percent)
+        except BaseException:
+            self._shrink(size)
+            raise
 
     @contextmanager
     def _transaction(self, *, writable: bool) -> Iterator[Tx]:
         self._check_usable(writable)
+        if writable and self.pages is None:
+            self._initialise()
         free = self._free_pages() if writable else []
         tx = Tx(self.pages, self.path, free, writable=writable)
         self._open_transactions += 1
@@ -138,7 +150,7 @@ class Db:
         prepared = tx.prepare(fill_percent)
         if prepared is None:
             return
-        meta, self._free = prepared
+        meta, free = prepared
         assert self.pages is not None
         end = meta.high_water_mark * meta.page_size
         try:
@@ -152,10 +164,19 @@ class Db:
         try:
             write_all(self.fd, self.path, [meta.pack()], (meta.txid % 2) * meta.page_size)
             self.sync()
+            self.reload()
         except DatabaseError as error:
             raise UncertainCommitError(self.path, error.cause) from error
+        self._free = free  # not before: the pages that this commit frees are in use until it has happened
         self._broken = None
-        self.reload()
+
+    def _shrink(self, size: int) -> None:
+        """Give back what a failed transaction has added behind the committed pages; on a full disk it is needed."""
+        if self.writable and self.fd >= 0 and not self._broken and os.fstat(self.fd).st_size > size:
+            # Without pages the file had 0 bytes; a part of the first four pages would make it a damaged one.
+            end = self.pages.high_water_mark * self.pages.page_size if self.pages else 0
+            with suppress(OSError):
+                os.ftruncate(self.fd, max(size, end))
 
     def sync(self) -> None:
         """``fdatasync`` the file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import time
 
-from asyncmig.errors import DatabaseLockedError
+from asyncmig.errors import DatabaseError, DatabaseLockedError
 
 RETRY_SECONDS = 0.05
 """bbolt's own ``flockRetryTimeout``."""
@@ -18,7 +18,8 @@ RETRY_SECONDS = 0.05
 def lock(fd: int, path: str, *, exclusive: bool, timeout: float = 0.0) -> None:
     """Lock ``fd``, trying for ``timeout`` seconds (0: once).
 
-    Raises :class:`DatabaseLockedError`.  Sleeps between tries, so never call it on an event loop with a timeout.
+    Raises :class:`DatabaseLockedError`, and :class:`DatabaseError` where the file system has no locks.  Sleeps between
+    tries, so never call it on an event loop with a timeout.
     """
     kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
     deadline = time.monotonic() + timeout
@@ -29,4 +30,6 @@ def lock(fd: int, path: str, *, exclusive: bool, timeout: float = 0.0) -> None:
         except BlockingIOError:
             if time.monotonic() + RETRY_SECONDS > deadline:
                 raise DatabaseLockedError(path) from None
+        except OSError as error:
+            raise DatabaseError(path, f"cannot lock: {error.strerror}") from error
         time.sleep(RETRY_SECONDS)

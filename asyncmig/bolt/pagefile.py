@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from asyncmig.bolt import format as fmt
 from asyncmig.bolt.format import BRANCH, FREELIST, LEAF, NO_FREELIST, PAGE_HEADER, Malformed, Meta
 from asyncmig.errors import CorruptDatabaseError, DatabaseError
+
+Claim = Callable[[int, int], None]
 
 _PAGE_SIZES = [fmt.MIN_PAGE_SIZE << i for i in range(15)]
 
@@ -62,7 +65,7 @@ class PageFile:
 
     def _meta_at(self, offset: int, problems: list[str]) -> Meta | None:
         try:
-            return fmt.parse_meta(self._pread(fmt.META_SIZE, offset))
+            return fmt.parse_meta(self.read(fmt.META_SIZE, offset))
         except Malformed as problem:
             problems.append(str(problem))
             return None
@@ -76,6 +79,8 @@ class PageFile:
             raise corrupt(f"page size {size} is not a power of two from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}")
         if pages * size > self.size:
             raise corrupt(f"the file is truncated: {pages} pages of {size} bytes in use, {self.size} bytes present")
+        if meta.txid == fmt.MAX_UINT64:
+            raise corrupt("the transaction id cannot be raised any more")
         if not 2 <= meta.root < pages:
             raise corrupt(f"root page {meta.root} is not between 2 and the high water mark {pages}")
         if meta.freelist != NO_FREELIST and not 2 <= meta.freelist < pages:
@@ -83,12 +88,16 @@ class PageFile:
 
     # -- pages
 
-    def page(self, page_id: int) -> Page:
-        """Read a page with its overflow pages."""
+    def page(self, page_id: int, claim: Claim | None = None) -> Page:
+        """Read a page with its overflow pages.
+
+        ``claim`` is called with the page id and the end of its overflow pages before these are read, and may raise: in a
+        damaged file every page may claim all pages behind it.
+        """
         size = self.page_size
         if not 2 <= page_id < self.high_water_mark:
             raise self.corrupt(page_id, f"page id is not between 2 and the high water mark {self.high_water_mark}")
-        image = self._pread(size, page_id * size)
+        image = self.read(size, page_id * size)
         if len(image) < size:
             raise self.corrupt(page_id, "the file ends within the page")
         stated, flags, count, overflow = PAGE_HEADER.unpack_from(image)
@@ -96,8 +105,10 @@ class PageFile:
             raise self.corrupt(page_id, f"the page calls itself page {stated}")
         if page_id + overflow >= self.high_water_mark:
             raise self.corrupt(page_id, f"{overflow} overflow pages reach past the high water mark {self.high_water_mark}")
+        if claim:
+            claim(page_id, page_id + overflow + 1)
         if overflow:
-            image += self._pread(overflow * size, (page_id + 1) * size)
+            image += self.read(overflow * size, (page_id + 1) * size)
             if len(image) < (overflow + 1) * size:
                 raise self.corrupt(page_id, "the file ends within its overflow pages")
         return Page(page_id, flags, count, overflow, image)
@@ -116,9 +127,9 @@ class PageFile:
         except Malformed as problem:
             raise self.corrupt(page.id, str(problem)) from None
 
-    def tree_page(self, page_id: int) -> tuple[Page, bool]:
+    def tree_page(self, page_id: int, claim: Claim | None = None) -> tuple[Page, bool]:
         """A page that must be a branch or a leaf, and whether it is a leaf."""
-        page = self.page(page_id)
+        page = self.page(page_id, claim)
         if page.flags not in (BRANCH, LEAF):
             raise self.corrupt(page_id, f"type {page.flags:#x} where a branch or leaf page should be")
         return page, page.flags == LEAF
@@ -139,7 +150,8 @@ class PageFile:
         """The error for a page of this file."""
         return CorruptDatabaseError(self.path, page_id, cause)
 
-    def _pread(self, count: int, offset: int) -> bytes:
+    def read(self, count: int, offset: int) -> bytes:
+        """``pread``; fewer bytes at the end of the file."""
         try:
             return os.pread(self.fd, count, offset)
         except OverflowError:

@@ -100,7 +100,7 @@ def _copy_range(source: PageFile, fd: int, path: str, offset: int, count: int) -
         except OSError as error:
             if error.errno not in _NO_COPY_FILE_RANGE:
                 raise DatabaseError(path, f"cannot copy {count} bytes at {offset}: {error.strerror}") from error
-            data = os.pread(source.fd, count, offset)
+            data = source.read(count, offset)
             write_all(fd, path, [data], offset)
             copied = len(data)
         if not copied:

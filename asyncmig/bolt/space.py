@@ -111,6 +111,7 @@ class PageWriter:
         if self._buffer:
             write_all(self.fd, self.path, self._buffer, self._start * self.page_size)
             self._buffer.clear()
+            self._start = self._next  # the next page may follow directly, and then put() takes it for a continuation
 
 
 def write_all(fd: int, path: str, buffers: list[bytes], offset: int) -> None:

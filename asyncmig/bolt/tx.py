@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 from asyncmig.bolt.bucket import Bucket
@@ -74,6 +76,15 @@ class Tx:
         self.check_open()
         if not self.writable:
             raise BucketError(f"{self.path}: the transaction is read-only")
+
+    @contextmanager
+    def indivisible(self) -> Iterator[None]:
+        """A change that must not be committed in part: the transaction ends if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def writer(self) -> PageWriter:

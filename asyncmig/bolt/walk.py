@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from asyncmig.bolt.format import MAX_TREE_DEPTH, BucketValue, Malformed, decode_inline
-from asyncmig.bolt.pagefile import Page, PageFile
+from asyncmig.bolt.pagefile import PageFile
 from asyncmig.errors import CorruptDatabaseError
 
 Checkpoint = Callable[[], None]
@@ -47,9 +47,8 @@ class Walker:
         """What to do about a problem.  If this returns, the damaged part is passed over."""
         raise error
 
-    def mark(self, page: Page) -> None:
-        """Note that ``page`` and its overflow pages are in use; raises if one of them already was."""
-        first, end = page.id, page.id + page.overflow + 1
+    def mark(self, first: int, end: int) -> None:
+        """Note that these pages are in use; raises if one of them already was."""
         if any(self.seen[first:end]):
             raise self.pages.corrupt(first, "referenced twice")
         self.seen[first:end] = b"\1" * (end - first)
@@ -62,8 +61,7 @@ class Walker:
             self.checkpoint()
             page_id, low, high, depth = stack.pop()
             try:
-                page, is_leaf = self.pages.tree_page(page_id)
-                self.mark(page)
+                page, is_leaf = self.pages.tree_page(page_id, self.mark)
                 keys: list[bytes]
                 if is_leaf:
                     keys, values = self.pages.leaf(page)
@@ -103,7 +101,7 @@ class Walker:
         try:
             decode_inline(value)
         except Malformed as error:
-            self.problem(self.pages.corrupt(page_id, f"inline bucket {key!r}: {error}"))
+            self.problem(self.pages.corrupt(page_id, f"inline bucket {key[:64]!r}: {error}"))
 
 
 def check_range(pages: PageFile, page_id: int, keys: list[bytes], low: bytes | None, high: bytes | None, depth: int) -> None:
