@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, StrPath, printable
+from asyncmig.errors import AsyncmigError, DatabaseLockedError, LayoutError, StrPath, printable
 from asyncmig.layouts import Layout, find_layout, open_stores
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.pipeline import Pipeline
-from asyncmig.migration.progress import Progress
-from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.progress import GuardedProgress, Progress, Stage
+from asyncmig.migration.report import Notice, Outcome, Report
 from asyncmig.migration.semantics import SEMANTICS
+from asyncmig.paths import exists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,6 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
     """
     options = options or Options()
-    progress = progress or Progress()
     if options.semantics not in SEMANTICS:
         raise AsyncmigError(f"unknown semantics {printable(options.semantics)}; choose from {', '.join(SEMANTICS)}")
     layout = await in_thread(
@@ -58,46 +62,83 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
             containerd_root=options.containerd_root,
         )
     )
+    progress = GuardedProgress(progress or Progress())
     report = Report(Outcome.NOTHING_TO_DO, layout.directory, options.semantics, layout.name)
-    if _finished(layout, report):
+    if await in_thread(_finished, layout, report):
         return report
-    async with open_stores(layout, writable=not options.dry_run) as (settled, stores):
-        if _finished(settled, report):  # another asyncmig was quicker, before the locks were taken
-            return report
-        report.snapshotter, report.namespace = settled.snapshotter, settled.namespace
-        database = await _open_database(settled)
-        try:
-            cache = Cache(database, SEMANTICS[options.semantics], report)
-            pipeline = Pipeline(cache, stores, settled.v2, progress)
-            await pipeline.prepare()
-            if options.dry_run:
-                report.outcome = Outcome.WOULD_MIGRATE
-            else:
-                await pipeline.migrate()
-                report.outcome = Outcome.MIGRATED
-        finally:
-            database.close()
+    async with AsyncExitStack() as stack:
+        progress.stage(Stage.OPEN, None)
+        with report.timed(Stage.OPEN):
+            layout, stores = await stack.enter_async_context(open_stores(layout, writable=not options.dry_run))
+            if await in_thread(_finished, layout, report):  # another asyncmig was quicker, before the locks were taken
+                return report
+            database = await stack.enter_async_context(_open_database(layout, options.dry_run))
+        report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
+        pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), stores, layout.v2, progress)
+        await pipeline.prepare()
+        if options.dry_run:
+            await in_thread(_look_ahead, database, layout, report)
+            report.outcome = Outcome.WOULD_MIGRATE
+        else:
+            await pipeline.migrate()
+            report.outcome = Outcome.MIGRATED
     return report
 
 
-async def _open_database(layout: Layout) -> MetadataDb:
+@asynccontextmanager
+async def _open_database(layout: Layout, dry_run: bool) -> AsyncIterator[MetadataDb]:
     opened: list[MetadataDb] = []
+
+    def open_it(_: Checkpoint) -> None:
+        # Exclusively, so that of two migrations at once the second one stops here.
+        opened.append(MetadataDb.open(layout.v1, exclusive=not dry_run))
+        _check_kind(opened[0])
+
     try:
-        await in_thread(lambda _: opened.append(MetadataDb.open(layout.v1)))
-    except BaseException:
+        await in_thread(open_it)
+        yield opened[0]
+    finally:
         for database in opened:
             database.close()
-        raise
-    return opened[0]
 
 
-def _finished(layout: Layout, report: Report) -> bool:
+def _check_kind(database: MetadataDb) -> None:
+    """Refuse other databases of the same name: a snapshotter has a metadata.db, too."""
+    if b"v1" in database.bucket_names and MAIN not in database.bucket_names:
+        raise LayoutError(
+            f"{printable(database.path)}: this is the database of a snapshotter or of containerd, not a cache; "
+            "name the worker directory (runc-overlayfs or the like)"
+        )
+
+
+def _look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, report: Report) -> None:
+    """What else would stop the migration, for a dry run."""
+    database.check(checkpoint)
+    for path in (layout.directory, *layout.edited):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            report.notices.append(Notice("not-writable", "", f"{printable(path)} can't be written; the migration will fail"))
+
+
+def _finished(checkpoint: Checkpoint, layout: Layout, report: Report) -> bool:
     """Whether there is nothing to be done; sets the outcome."""
-    if os.path.lexists(layout.v2):
+    if exists(layout.v2):
         report.outcome = Outcome.ALREADY_MIGRATED
-    elif os.path.lexists(layout.v1):
+        _look_at_v2(checkpoint, layout, report)
+    elif exists(layout.v1):
         return False
     return True
+
+
+def _look_at_v2(checkpoint: Checkpoint, layout: Layout, report: Report) -> None:
+    """Its mere existence counts, as for BuildKit; but an operator wants to know of a file that is no database."""
+    if exists(layout.v1):
+        try:
+            MetadataDb.open(layout.v2).close()
+        except DatabaseLockedError:
+            pass  # the new daemon is running
+        except AsyncmigError as error:
+            text = f"{error}; if no new daemon has used it yet, remove it and migrate again"
+            report.notices.append(Notice("v2-unusable", "", text))
 
 
 __all__ = ["Options", "migrate"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -43,8 +43,46 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
         if stop.is_set():
             raise _Stopped
 
-    call = partial(function, checkpoint, *args, **kwargs)
-    return await _supervise(partial(anyio.to_thread.run_sync, call), stop.set, shield=False)
+    call = _Call(partial(function, checkpoint, *args, **kwargs))
+
+    async def work() -> T:
+        try:
+            return await anyio.to_thread.run_sync(call)
+        except BaseException:
+            # Either the function has ended, or the event loop is being torn down (a second Ctrl-C under asyncio.run cancels
+            # every task) and the caller will close the thread's files in a moment: their numbers would be used again.
+            stop.set()
+            call.wait()
+            raise
+
+    return await _supervise(work, stop.set, shield=False)
+
+
+class _Call(Generic[T]):
+    """A function for a worker thread, and whether it has begun and ended."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._begun = self._abandoned = False
+        self._ended = threading.Event()
+
+    def __call__(self) -> T:
+        with self._lock:
+            if self._abandoned:
+                raise _Stopped
+            self._begun = True
+        try:
+            return self._function()
+        finally:
+            self._ended.set()
+
+    def wait(self) -> None:
+        """Return when the function has ended; one that has not begun yet never will."""
+        with self._lock:
+            self._abandoned = not self._begun
+        if not self._abandoned:
+            self._ended.wait()
 
 
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], None] = _ignore) -> T:
@@ -72,17 +110,22 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
                 done.set()
 
     cancellation: BaseException | None = None
-    # The scope is around the task group, because leaving a group in a cancelled scope raises and would lose the outcome.
-    with anyio.CancelScope(shield=shield) as scope:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            while not done.is_set():
-                try:
-                    await done.wait()
-                except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
-                    cancellation = cancellation or error
-                    scope.shield = True
-                    on_cancel()
+    cancelled = (anyio.get_cancelled_exc_class(), KeyboardInterrupt)
+    try:
+        # The scope is around the task group, because leaving a group in a cancelled scope raises.
+        with anyio.CancelScope(shield=shield) as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+                while not done.is_set():
+                    try:
+                        await done.wait()
+                    except cancelled as error:
+                        cancellation = cancellation or error
+                        scope.shield = True
+                        on_cancel()
+    except cancelled as error:
+        # A native cancellation may even arrive while the group is being left.
+        cancellation = cancellation or error
     if errors and not isinstance(errors[0], _Stopped):
         raise errors[0]
     if cancellation is not None:

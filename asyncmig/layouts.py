@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread, run_uncancellable
 from asyncmig.errors import DatabaseLockedError, LayoutError, StrPath, printable
+from asyncmig.paths import exists
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Stores
 
@@ -21,6 +22,8 @@ _CONTAINERD_META = "containerdmeta.db"
 _DAEMON_LOCK = "buildkitd.lock"
 _WORKER_NAME = re.compile(r"(runc|containerd)-(.+)")
 _DEFAULT_SNAPSHOTTER = "overlayfs"
+_DOCKER_SNAPSHOTS = "snapshots.db"
+_NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db), which this version of asyncmig can't migrate yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Layout:
     def v2(self) -> str:
         """The database it becomes."""
         return os.path.join(self.directory, V2)
+
+    @property
+    def edited(self) -> list[str]:
+        """The databases that a migration edits."""
+        return [self.containerd_metadata, self.snapshotter_metadata]
 
     @property
     def daemon_lock(self) -> str:
@@ -86,36 +94,43 @@ def find_layout(
     """
     if layout not in ("auto", "oci"):
         raise LayoutError(f"unknown layout {printable(layout)}; choose auto or oci")
+    if not os.fspath(path):
+        raise LayoutError("the path is empty")
     directory = os.path.abspath(os.fspath(path))
-    if not os.path.isdir(directory):
+    if not exists(directory) or not os.path.isdir(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")
     worker = directory if _is_worker(directory) else _only_worker(directory)
     match = _WORKER_NAME.fullmatch(os.path.basename(worker))
     root = os.path.abspath(os.fspath(containerd_root)) if containerd_root is not None else None
-    found = Layout("oci" if root is None else "containerd", worker, namespace, snapshotter or (match[2] if match else ""), root)
+    name = snapshotter or (match[2] if match else "")
+    found = Layout("oci" if root is None else "containerd", worker, namespace, name, root)
     _check_reachable(found, match)
     return found
 
 
 def _is_worker(directory: str) -> bool:
     files = (V1, V2, _CONTAINERD_META)
-    return any(os.path.lexists(os.path.join(directory, name)) for name in files) or bool(
+    return any(exists(os.path.join(directory, name)) for name in files) or bool(
         _WORKER_NAME.fullmatch(os.path.basename(directory))
     )
 
 
 def _only_worker(root: str) -> str:
-    workers = sorted(e.path for e in os.scandir(root) if e.is_dir() and _WORKER_NAME.fullmatch(e.name))
+    try:
+        workers = sorted(e.path for e in os.scandir(root) if e.is_dir() and _WORKER_NAME.fullmatch(e.name))
+    except OSError as error:
+        raise LayoutError(f"{printable(root)}: cannot look into it: {error.strerror}") from error
+    if exists(os.path.join(root, "buildkit", _DOCKER_SNAPSHOTS)):
+        raise LayoutError(f"{printable(root)}: {_NO_DOCKER}")
     if not workers:
         raise LayoutError(
             f"{printable(root)}: no BuildKit cache here; name a worker directory such as runc-overlayfs, "
             "or the BuildKit root that holds one (usually /var/lib/buildkit)"
         )
-    unmigrated = [w for w in workers if os.path.lexists(os.path.join(w, V1)) and not os.path.lexists(os.path.join(w, V2))]
-    candidates = unmigrated or workers
-    if len(candidates) > 1 and unmigrated:
-        raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(candidates)}")
-    return candidates[0]
+    unmigrated = [w for w in workers if exists(os.path.join(w, V1)) and not exists(os.path.join(w, V2))]
+    if len(unmigrated) > 1:
+        raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(unmigrated)}")
+    return (unmigrated or workers)[0]
 
 
 def _names(paths: Iterable[str]) -> str:
@@ -123,19 +138,16 @@ def _names(paths: Iterable[str]) -> str:
 
 
 def _check_reachable(layout: Layout, worker: re.Match[str] | None) -> None:
-    if os.path.lexists(layout.v2) or not os.path.lexists(layout.v1):
+    if exists(layout.v2) or not exists(layout.v1):
         return  # nothing to be done, so nothing to be reached
-    if os.path.lexists(os.path.join(layout.directory, "snapshots.db")):
-        raise LayoutError(
-            f"{printable(layout.directory)}: this is the cache of a dockerd (it has a snapshots.db), "
-            "which this version of asyncmig can't migrate yet"
-        )
+    if exists(os.path.join(layout.directory, _DOCKER_SNAPSHOTS)):
+        raise LayoutError(f"{printable(layout.directory)}: {_NO_DOCKER}")
     if worker and worker[1] == "containerd" and layout.containerd_root is None:
         raise LayoutError(
             f"{printable(layout.directory)}: the snapshots of this cache lie in containerd; stop containerd and name its "
             "root directory with --containerd-root (usually /var/lib/containerd)"
         )
-    if layout.containerd_root is not None and not os.path.lexists(layout.containerd_metadata):
+    if layout.containerd_root is not None and not exists(layout.containerd_metadata):
         raise LayoutError(f"{printable(layout.containerd_metadata)}: not there; is this the root directory of a containerd?")
 
 
@@ -143,8 +155,8 @@ def _check_reachable(layout: Layout, worker: re.Match[str] | None) -> None:
 async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[tuple[Layout, Stores]]:
     """The stores of the cache, with the snapshotter settled, locked against every other process until the end.
 
-    Raises :class:`DatabaseLockedError` while a daemon runs, :class:`LayoutError` for a namespace or snapshotter that is not
-    there.  Without ``writable`` only shared locks are taken and nothing can be changed.
+    Raises :class:`DatabaseLockedError` while a daemon runs.  Without ``writable`` only shared locks are taken and nothing
+    can be changed.
     """
     # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
     opened: list[_OpenStores] = []
@@ -189,15 +201,16 @@ def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[_
             os.close(lock_fd)
         raise
     opened.append(_OpenStores(layout, files, lock_fd))
-    _check_names(layout, files)
 
 
 def _lock_daemon(path: str, writable: bool) -> int:
     """Take the lock that buildkitd holds while it runs, if the file is there; -1 if not."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except FileNotFoundError:
         return -1
+    except OSError as error:
+        raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {error.strerror}") from error
     try:
         fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
@@ -219,16 +232,3 @@ def _settle_snapshotter(layout: Layout) -> Layout:
             f"name one with --snapshotter: {', '.join(map(printable, found))}"
         )
     return replace(layout, snapshotter=found[0] if found else _DEFAULT_SNAPSHOTTER)
-
-
-def _check_names(layout: Layout, files: OfflineFiles) -> None:
-    """Refuse a namespace or snapshotter that looks like a mistake: every record would seem to have lost its snapshot."""
-    for kind, wanted, found in (
-        ("namespace", layout.namespace, files.namespaces()),
-        ("snapshotter", layout.snapshotter, files.snapshotters()),
-    ):
-        if found and wanted not in found:
-            raise LayoutError(
-                f"{printable(layout.containerd_metadata)}: has no {kind} {printable(wanted)}; "
-                f"there is: {', '.join(map(printable, found))} (--{kind})"
-            )

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+Item = TypeVar("Item", str, bytes)
 _STEP = 4096
 
 
-def sorted_in_steps(items: list[bytes]) -> Iterator[bytes]:
+def sorted_in_steps(items: list[Item]) -> Iterator[Item]:
     """The items in order, sorted in parts of about 4,096, about a millisecond each."""
     if len(items) <= _STEP:
         yield from sorted(items)
         return
     # Every n-th item of an arbitrary order is a fair sample; the parts come out within a small factor of each other.
     pivots = sorted(items[:: _STEP // 4])[3::4]
-    parts: list[list[bytes]] = [[] for _ in range(len(pivots) + 1)]
+    parts: list[list[Item]] = [[] for _ in range(len(pivots) + 1)]
     for item in items:
         parts[bisect_right(pivots, item)].append(item)
     for part in parts:

@@ -52,7 +52,9 @@ def _unpack(archive: Path, factory: pytest.TempPathFactory) -> Path:
         members = [m for m in tar if m.isreg() or m.isdir() or m.issym()]
         for member in members:
             member.mode |= 0o700 if member.isdir() else 0
-        tar.extractall(target, members=members, filter="fully_trusted")
+        if hasattr(tarfile, "fully_trusted_filter"):  # Python 3.11.4; Debian 12 has 3.11.2
+            tar.extraction_filter = staticmethod(tarfile.fully_trusted_filter)
+        tar.extractall(target, members=members)
     return target
 
 

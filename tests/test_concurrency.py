@@ -177,6 +177,43 @@ def test_ctrl_c_in_the_main_task_waits_for_the_end(anyio_backend: str) -> None:
     assert done.returncode != 0
 
 
+TWO_SIGINTS_PROGRAM = """
+import anyio, os, signal, sys, threading, time
+from asyncmig.concurrency import in_thread, run_uncancellable
+
+events = []
+
+def commit(checkpoint):
+    def interrupt():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    threading.Thread(target=interrupt).start()
+    time.sleep(0.6)
+    events.append("thread ended")
+
+async def main():
+    try:
+        await run_uncancellable(lambda: in_thread(commit))
+    finally:
+        events.append("files closed")
+
+try:
+    anyio.run(main, backend=sys.argv[1])
+except BaseException as error:
+    events.append(type(error).__name__)
+print(events)
+"""
+
+
+def test_a_second_ctrl_c_does_not_close_files_under_a_running_thread(anyio_backend: str) -> None:
+    """asyncio.run cancels every task at the second one, whatever shields there are."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SIGINTS_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "['thread ended', 'files closed', 'KeyboardInterrupt']\n"
+
+
 # -- worker threads
 
 

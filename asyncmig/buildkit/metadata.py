@@ -8,8 +8,9 @@ raw bytes, which no migration touches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 
-from asyncmig.bolt import BucketBuilder, BucketValue, Checkpoint, Db, PageFile, Walker, build_file, rebuild
+from asyncmig.bolt import BucketBuilder, BucketValue, Checkpoint, Db, PageFile, Walker, build_file, rebuild, verify_pages
 from asyncmig.bolt.format import MAX_KEY_SIZE, Malformed, decode_inline
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit import gojson, keys
@@ -40,9 +41,12 @@ class MetadataDb:
         self._nested: list[int] = []  # root pages of buckets within records, which no BuildKit makes
 
     @classmethod
-    def open(cls, path: StrPath) -> MetadataDb:
-        """Open and lock the file; raises :class:`DatabaseLockedError` while a daemon has it open."""
-        db = Db.open(path)
+    def open(cls, path: StrPath, *, exclusive: bool = False) -> MetadataDb:
+        """Open and lock the file, against readers too if ``exclusive``.
+
+        Raises :class:`DatabaseLockedError` while a daemon has it open.
+        """
+        db = Db.open(path, exclusive=exclusive)
         try:
             return cls(db)
         except BaseException:
@@ -52,6 +56,26 @@ class MetadataDb:
     def close(self) -> None:
         """Close the file, which releases the lock."""
         self._db.close()
+
+    def __enter__(self) -> MetadataDb:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def check(self, checkpoint: Checkpoint = no_checkpoint) -> None:
+        """Raise for everything that :meth:`write` would fail on: damage anywhere in the file, a bucket within the index."""
+        if self._db.pages is None:
+            return
+        verify_pages(self._db.pages, checkpoint)
+        if INDEX in self._top:
+            for key, value in self._entries(Walker(self._pages, checkpoint), INDEX, self._top[INDEX]):
+                self._check_plain(key, value)
+
+    @property
+    def bucket_names(self) -> set[bytes]:
+        """Names of the top-level buckets."""
+        return set(self._top)
 
     # -- reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import click
@@ -31,7 +32,8 @@ def check(file: str) -> int:
             f"{result.buckets} buckets, {result.keys} keys"
         )
         return 0
-    click.echo(f"damaged: {len(result.findings)}{' or more' if result.truncated else ''} findings", err=True)
+    more = " and more" if result.truncated else ""
+    click.echo(f"damaged: {len(result.findings)} finding{'s' if len(result.findings) > 1 else ''}{more}", err=True)
     return 1
 
 
@@ -46,7 +48,8 @@ def dump_command(file: str) -> None:
     {"p":[bucket names],"k":key,"vx":hex}          a key with any other value
     Names that are not printable are written hex:<hex>.
     """
-    with Db.open(file) as opened:
+    # The reader of a pipe (head, less) may have seen enough.
+    with Db.open(file) as opened, contextlib.suppress(BrokenPipeError):
         for line in dump(opened):
             sys.stdout.buffer.write(line.encode() + b"\n")
-    sys.stdout.buffer.flush()
+        sys.stdout.buffer.flush()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -21,7 +23,7 @@ Exit codes:
   1    failed, nothing was changed (db check: the file is damaged)
   2    wrong usage
   4    failed half-way: nothing is lost, run it again to complete the migration
-  130  interrupted (143: terminated), nothing was changed
+  130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """
 
 
@@ -46,24 +48,42 @@ _register()
 
 def main() -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
+    code: object = 0
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        _complain("SIGINT: stopped")
         code = 128 + signal.SIGINT
     except Interrupted as interrupted:
-        click.echo(f"asyncmig: {interrupted}", err=True)
+        _complain(str(interrupted))
         code = 128 + interrupted.signal
     except AsyncmigError as error:
-        click.echo(f"asyncmig: {error}", err=True)
+        _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError) else EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough.  Without this, the flush at exit would complain again.
-        sys.stdout = None
-        code = 0
+    _settle(sys.stdout)
+    _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        click.echo(f"asyncmig: {text}", err=True)
+
+
+def _settle(stream: TextIO | None) -> None:
+    """Flush, and drop what can't be written: at exit Python would replace our exit code for it.
+
+    ``None`` is what Python makes of a stream that was closed before it started.
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

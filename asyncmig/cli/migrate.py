@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 
 import asyncmig
 from asyncmig.cli.progress import show_progress
-from asyncmig.cli.run import run
+from asyncmig.cli.run import Interrupted, run
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, printable
 from asyncmig.migration.report import REPORT_VERSION, Outcome, Report
 from asyncmig.migration.semantics import SEMANTICS
@@ -57,6 +58,8 @@ def migrate(
         containerd_root=containerd_root,
         dry_run=dry_run,
     )
+    if not path:
+        raise click.BadParameter("it is empty", param_hint="PATH")
     if report is not None:
         _check_report_path(report)
     start = perf_counter()
@@ -64,36 +67,54 @@ def migrate(
         with show_progress(progress) as shown:
             function = partial(asyncmig.migrate, path, options, progress=shown)
             result = run(function, backend=backend, on_signal=shown.interrupted)
-    except AsyncmigError as error:
-        if report is not None:
-            _write_report(report, _failure(error))
+    except Exception as error:
+        if isinstance(error, AsyncmigError) and not isinstance(error, IncompleteMigrationError):
+            error.add_note("nothing was changed")
+        _write_report(report, _failure(error))
         raise
-    if report is not None:
-        _write_report(report, result.to_dict())
-    _print_result(result, perf_counter() - start)
+    _write_report(report, result.to_dict())
+    # The migration has succeeded; a closed pipe or a full disk behind standard output does not change that.
+    with contextlib.suppress(OSError):
+        _print_result(result, perf_counter() - start)
 
 
 def _check_report_path(path: str) -> None:
-    """Refuse a report that could not be written before anything is migrated, not after."""
+    """Refuse a report that can't be written, or that would replace something else, before anything is migrated."""
     directory = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.access(directory, os.W_OK):
-        raise click.BadParameter(f"can't write {path}", param_hint="--report")
+        raise click.BadParameter(f"can't write {printable(path)}", param_hint="--report")
+    if os.path.lexists(path) and not _is_report(path):
+        raise click.BadParameter(f"{printable(path)} exists and is not a report; it is left alone", param_hint="--report")
 
 
-def _write_report(path: str, content: dict[str, object]) -> None:
+def _is_report(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip().startswith((b'{"report_version"', b'{\n  "report_version"')) or not os.path.getsize(
+                path
+            )
+    except OSError:
+        return False
+
+
+def _write_report(path: str | None, content: dict[str, object]) -> None:
+    if path is None:
+        return
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)
             file.write("\n")
     except OSError as error:
-        click.echo(f"asyncmig: warning: no report: {path}: {error.strerror}", err=True)
+        with contextlib.suppress(OSError):
+            click.echo(f"asyncmig: warning: no report: {printable(path)}: {error.strerror}", err=True)
 
 
-def _failure(error: AsyncmigError) -> dict[str, object]:
+def _failure(error: Exception) -> dict[str, object]:
+    outcome = {IncompleteMigrationError: "incomplete", Interrupted: "interrupted"}.get(type(error), "failed")
     return {
         "report_version": REPORT_VERSION,
         "asyncmig_version": asyncmig.__version__,
-        "outcome": "incomplete" if isinstance(error, IncompleteMigrationError) else "failed",
+        "outcome": outcome,
         "error": str(error),
         "error_type": type(error).__name__,
     }
@@ -109,24 +130,29 @@ _HEADLINES = {
 
 def _print_result(report: Report, seconds: float) -> None:
     click.echo(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
-    if report.outcome not in (Outcome.MIGRATED, Outcome.WOULD_MIGRATE):
-        return
-    for name, text in _facts(report, seconds):
-        click.echo(f"  {name + ':':<15}{text}")
+    if report.outcome in (Outcome.MIGRATED, Outcome.WOULD_MIGRATE):
+        for name, text in _facts(report, seconds):
+            click.echo(f"  {name + ':':<16}{text}")
     for notice in report.notices[:_MAX_NOTICES]:
-        click.echo(f"  note: record {printable(notice.record)}: {notice.text}")
+        about = f"record {printable(notice.record)}: " if notice.record else ""
+        click.echo(f"  note: {about}{notice.text}")
     if len(report.notices) > _MAX_NOTICES:
         click.echo(f"  and {len(report.notices) - _MAX_NOTICES} more notes (--report has all)")
+    if report.outcome is Outcome.MIGRATED:
+        click.echo("next: start the new daemon. metadata.db was left as it is; keep it until you are satisfied")
 
 
 def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
     counts = report.counts
-    yield "records", f"{counts.records}, {counts.holders} of them not finalised"
+    yield "records", f"{counts.records}, {counts.holders} of them not finalised (they share another record's snapshot)"
     yield "layers", f"{counts.blobs} with a blob, {counts.chains} with new chain IDs"
     if report.outcome is Outcome.MIGRATED:
         snapshots, blobs, views = counts.snapshots_released, counts.blobs_released, counts.views_released
         yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
-        yield "v1 labels off", f"{snapshots} snapshots, {blobs} blobs, {views} left-over views"
+        yield "labels removed", f"from {snapshots} snapshots, {blobs} blobs and {views} views that were left behind"
+    else:
+        yield "would edit", ", ".join(map(printable, report.edited))
+        yield "would make", printable(os.path.join(report.path, "metadata_v2.db"))
     yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
     yield "semantics", report.semantics
     yield "time", f"{seconds:.2f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,25 @@ from asyncmig.migration.progress import Progress, Stage
 _DEFERRED = "interrupted: the migration can't stop here without leaving work half done; it will end soon, please wait"
 
 
+DESCRIPTIONS = {
+    Stage.OPEN: "locking and checking the databases",
+    Stage.READ: "reading the records",
+    Stage.RESOLVE: "looking up snapshots",
+    Stage.BLOBS: "looking up blobs",
+    Stage.CHAINS: "computing chain IDs",
+    Stage.BUILD: "writing the new database",
+    Stage.PROTECT: "making leases (not interruptible)",
+    Stage.VERIFY: "reading leases back",
+    Stage.RELEASE: "removing v1 labels (not interruptible)",
+    Stage.PUBLISH: "publishing the new database",
+}
+
+
 @contextmanager
 def show_progress(kind: str) -> Iterator[CommandProgress]:
     """The progress of the given kind: ``auto``, ``plain``, ``json`` or ``none``."""
     if kind == "auto":
-        kind = "bar" if sys.stderr.isatty() else "none"
+        kind = "bar" if sys.stderr is not None and sys.stderr.isatty() else "none"
     if kind == "bar":
         with _bar() as progress:
             yield progress
@@ -31,6 +46,7 @@ class CommandProgress(Progress):
     """Says why an interrupt seems to be ignored, and nothing else."""
 
     _in_tail = False
+    _told = False
 
     def uncancellable(self) -> None:
         """Remember that nothing can be interrupted any more."""
@@ -38,8 +54,10 @@ class CommandProgress(Progress):
 
     def interrupted(self) -> None:
         """A signal has arrived."""
-        if self._in_tail:
-            self.cancel_deferred()
+        if self._in_tail and not self._told:
+            self._told = True
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                self.cancel_deferred()
 
     def cancel_deferred(self) -> None:
         """Tell why nothing stops."""
@@ -51,7 +69,7 @@ class PlainProgress(CommandProgress):
 
     def stage(self, stage: Stage, total: int | None) -> None:
         """Print the stage."""
-        click.echo(f"{stage}" if total is None else f"{stage} ({total})", err=True)
+        click.echo(f"{stage}: {DESCRIPTIONS[stage]}" + ("" if total is None else f" ({total} records)"), err=True)
 
 
 class JsonProgress(CommandProgress):
@@ -90,19 +108,19 @@ class JsonProgress(CommandProgress):
 def _bar() -> Iterator[CommandProgress]:
     # Imported late: it costs more than everything else that starts.
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
     from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), TimeElapsedColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("open", total=None)
+        task = bars.add_task("", total=None)
 
         class BarProgress(CommandProgress):
             done = 0
 
             def stage(self, stage: Stage, total: int | None) -> None:
                 self.done = 0
-                bars.reset(task, description=str(stage), total=total)
+                bars.reset(task, description=DESCRIPTIONS[stage], total=total)
 
             def advance(self, count: int) -> None:
                 self.done += count

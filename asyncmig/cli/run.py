@@ -11,7 +11,7 @@ import click
 from anyio.abc import TaskStatus
 
 T = TypeVar("T")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callable[[], None]) -> T:
-    """Run ``function`` to its result; SIGINT and SIGTERM cancel it, after a call of ``on_signal``.
+    """Run ``function`` to its result; SIGINT, SIGTERM and SIGHUP cancel it, and ``on_signal`` is called.
 
     Signals are received as events, because a KeyboardInterrupt in the main task would tear even a shielded section, and they
     go on being received after the first one, however impatient the user.  Raises :class:`Interrupted` if the function did
@@ -31,12 +31,7 @@ def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callab
     """
     if backend == "trio":
         _require_trio()
-    try:
-        return anyio.run(_run, function, on_signal, backend=backend)
-    finally:
-        # What remains is to print the outcome; that must not be lost to one more Ctrl-C.
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+    return anyio.run(_run, function, on_signal, backend=backend)
 
 
 async def _run(function: Callable[[], Awaitable[T]], on_signal: Callable[[], None]) -> T:
@@ -66,12 +61,17 @@ async def _receive_signals(
     *,
     task_status: TaskStatus[None],
 ) -> None:
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
-        task_status.started()
-        async for number in signals:
-            received.append(number)
-            on_signal()
-            scope.cancel()
+    try:
+        with anyio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                received.append(number)
+                scope.cancel()
+                on_signal()
+    finally:
+        # What remains is to print the outcome; that must not be lost to one more Ctrl-C.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _require_trio() -> None:

@@ -12,6 +12,12 @@ from asyncmig.errors import RecordError
 from asyncmig.migration.report import Report
 from asyncmig.migration.semantics import Semantics
 
+ADVICE = (
+    "BuildKit v0.6 drops such a record, and what is built on it, when it starts: copy the whole cache, "
+    "start it once and stop it again"
+)
+"""What to do about a broken record."""
+
 
 @dataclass(slots=True)
 class Cache:

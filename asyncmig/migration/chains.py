@@ -16,7 +16,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import ADVICE, Cache, stepping
 
 
 def compute_chains(checkpoint: Checkpoint, cache: Cache) -> None:
@@ -31,6 +31,7 @@ def compute_chains(checkpoint: Checkpoint, cache: Cache) -> None:
         for link in reversed(_unresolved(cache, record)):
             parent = cache.by_id[to_valid(link.parent)] if link.parent else None
             _set_chain_ids(link, parent)
+            cache.database.index_keys(link)  # raises for keys that bolt can't hold
 
 
 def _has_layer(record: Record) -> bool:
@@ -54,11 +55,7 @@ def _unresolved(cache: Cache, record: Record) -> list[Record]:
             break
         parent = cache.by_id.get(to_valid(record.parent))
         if parent is None:
-            raise cache.error(
-                record,
-                f"its parent {printable(record.parent)} is not a record of this cache; BuildKit v0.6 drops such records "
-                "when it starts, so start it once on this cache and stop it again",
-            )
+            raise cache.error(record, f"its parent {printable(record.parent)} is not a record of this cache; {ADVICE}")
         record = parent
     return links
 

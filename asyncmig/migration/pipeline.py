@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.record import Changes
 from asyncmig.concurrency import in_thread, run_uncancellable
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, UncertainCommitError
 from asyncmig.migration.blobs import find_blobs
@@ -20,6 +21,7 @@ from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.protect import plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import release
+from asyncmig.migration.report import Notice
 from asyncmig.migration.resolve import resolve
 from asyncmig.stores.ports import Lease, Stores
 
@@ -36,6 +38,7 @@ class Pipeline:
         self.target = target
         self.progress = progress
         self._new: NewDatabase | None = None
+        self._leases: list[Lease] = []
         self._made: list[Lease] = []  # leases whose resources were added
         self._changed = False  # whether a store may have been changed
 
@@ -47,14 +50,14 @@ class Pipeline:
         cache = self.cache
         async with self._stage(Stage.READ):
             await in_thread(self._read)
-        count = len(cache.records)
-        async with self._stage(Stage.RESOLVE, count):
+        async with self._stage(Stage.RESOLVE):
             await resolve(cache, self.stores.snapshots)
-        async with self._stage(Stage.BLOBS, count):
+        async with self._stage(Stage.BLOBS):
             await find_blobs(cache, self.stores.content)
-        async with self._stage(Stage.CHAINS, count):
+        async with self._stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
             await in_thread(self._count)
+        self._leases = await plan_leases(cache, self.stores)
 
     def _read(self, checkpoint: Checkpoint) -> None:
         cache = self.cache
@@ -68,7 +71,14 @@ class Pipeline:
         for record in stepping(checkpoint, self.cache.records):
             counts.holders += record.is_holder
             counts.blobs += bool(record.blob)
-            counts.chains += len(self.cache.database.index_keys(record)) > 0
+            counts.chains += bool(record.changes & Changes.CHAIN)
+        note = self.cache.report.notices.append
+        if not counts.records:
+            note(
+                Notice("no-records", "", "the database has no records; if this cache was in use, the file is not its database")
+            )
+        elif counts.blobs and self.cache.semantics.caveat:
+            note(Notice("caveat", "", f"{counts.blobs} layers with a blob: {self.cache.semantics.caveat}"))
 
     async def migrate(self) -> None:
         """Build the new database, then protect, release and publish in the order of the semantics.
@@ -77,12 +87,11 @@ class Pipeline:
         effect when the migration is complete.  Raises :class:`IncompleteMigrationError` if the tail fails after it has
         changed something; otherwise nothing has changed.
         """
-        leases = await in_thread(plan_leases, self.cache, self.stores.snapshots.snapshotter)
         try:
             async with self._stage(Stage.BUILD, len(self.cache.records)):
                 await in_thread(self._build)
             self.progress.uncancellable()
-            await run_uncancellable(partial(self._tail, leases), on_cancel=self.progress.cancel_deferred)
+            await run_uncancellable(self._tail, on_cancel=self.progress.cancel_deferred)
         finally:
             await run_uncancellable(partial(in_thread, self._close))
 
@@ -98,21 +107,21 @@ class Pipeline:
         assert self._new is not None
         self._new.publish()
 
-    async def _tail(self, leases: list[Lease]) -> None:
+    async def _tail(self) -> None:
         for stage in self.cache.semantics.tail:
             try:
-                async with self._stage(stage, len(leases)):
-                    await self._tail_stage(stage, leases)
+                async with self._stage(stage):
+                    await self._tail_stage(stage)
             except Exception as error:
                 if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
                     raise IncompleteMigrationError(stage, error) from error
                 raise
 
-    async def _tail_stage(self, stage: Stage, leases: list[Lease]) -> None:
+    async def _tail_stage(self, stage: Stage) -> None:
         match stage:
             case Stage.PROTECT:
                 self._changed = not self.stores.leases.atomic
-                self._made = await protect(self.cache, leases, self.stores.leases)
+                self._made = await protect(self.cache, self._leases, self.stores.leases)
                 self._changed = True
             case Stage.VERIFY:
                 await verify(self._made, self.stores.leases)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class Stage(StrEnum):
@@ -23,8 +27,8 @@ class Stage(StrEnum):
 class Progress:
     """Receives what happens; subclass it and override what you want.
 
-    The methods are called from worker threads as well as from the event loop, never two at a time.  They must be quick and
-    must not raise.
+    The methods are called from worker threads as well as from the event loop, never two at a time.  They must be quick.  An
+    exception ends the reporting, not the migration.
     """
 
     def stage(self, stage: Stage, total: int | None) -> None:
@@ -41,3 +45,35 @@ class Progress:
 
         A cancelled anyio or trio scope is not noticed in the tail: it reports itself when the tail has ended.
         """
+
+
+class GuardedProgress(Progress):
+    """Passes everything on until that raises, then nothing any more.
+
+    A closed terminal must not end a migration half-way.
+    """
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+
+    def stage(self, stage: Stage, total: int | None) -> None:
+        """Pass it on."""
+        self._pass_on(self._inner.stage, stage, total)
+
+    def advance(self, count: int) -> None:
+        """Pass it on."""
+        self._pass_on(self._inner.advance, count)
+
+    def uncancellable(self) -> None:
+        """Pass it on."""
+        self._pass_on(self._inner.uncancellable)
+
+    def cancel_deferred(self) -> None:
+        """Pass it on."""
+        self._pass_on(self._inner.cancel_deferred)
+
+    def _pass_on(self, method: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception:
+            self._inner = Progress()

@@ -8,14 +8,27 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache, stepping
-from asyncmig.stores.ports import Lease, LeaseStore, Resource
+from asyncmig.migration.report import Notice
+from asyncmig.stores.ports import Lease, LeaseStore, Resource, Stores
 
 FLAT = "containerd.io/gc.flat"
 """Label of a lease whose resources don't protect what their labels refer to (containerd ``metadata/gc.go``)."""
 
 
-def plan_leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[Lease]:
-    """The leases of all records."""
+async def plan_leases(cache: Cache, stores: Stores) -> list[Lease]:
+    """The leases of all records.
+
+    A lease that is there already but does not protect what its record has, and will not be completed, is reported: the next
+    garbage collection may take the data.
+    """
+    leases = await in_thread(_leases, cache, stores.snapshots.snapshotter)
+    existing = await stores.leases.list_many(await in_thread(_names, leases))
+    if not cache.semantics.completes_existing_leases:
+        await in_thread(_note_incomplete, cache, leases, existing)
+    return leases
+
+
+def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[Lease]:
     labels = {FLAT: rfc3339_nano(time.time_ns())}
     leases = []
     for record in stepping(checkpoint, cache.records):
@@ -25,6 +38,20 @@ def plan_leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[
                 resources.append(Resource("content", record.blob))
             leases.append(Lease(record.id, labels, tuple(resources)))
     return leases
+
+
+def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
+    return [lease.id for lease in leases]
+
+
+def _note_incomplete(checkpoint: Checkpoint, cache: Cache, leases: list[Lease], existing: list[Lease | None]) -> None:
+    for lease, found in zip(leases, existing, strict=True):
+        checkpoint()
+        lacking = set(lease.resources).difference(found.resources) if found else ()
+        if lacking:
+            names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
+            text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
+            cache.report.notices.append(Notice("lease-incomplete", lease.id, text))
 
 
 async def protect(cache: Cache, leases: list[Lease], store: LeaseStore) -> list[Lease]:
@@ -47,10 +74,6 @@ async def verify(leases: list[Lease], store: LeaseStore) -> None:
     """Read the leases back.  Raises :class:`StoreError` if one is missing or lacks a resource."""
     names = await in_thread(_names, leases)
     await in_thread(_compare, leases, await store.list_many(names))
-
-
-def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
-    return [lease.id for lease in leases]
 
 
 def _compare(checkpoint: Checkpoint, leases: list[Lease], stored: list[Lease | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -68,7 +69,9 @@ class NewDatabase:
         """Close the file, and remove it unless it was published."""
         os.close(self.fd)
         if not self.published:
-            os.unlink(self.path)
+            # On a disk that has gone bad this fails, too; what went wrong first is what the user must see.
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
 
 
 def sync_directory(path: str) -> None:

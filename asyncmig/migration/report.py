@@ -63,6 +63,8 @@ class Report:
     layout: str
     snapshotter: str = ""
     namespace: str = ""
+    edited: list[str] = field(default_factory=list)
+    """The databases that a migration edits, besides making the new one."""
     counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)

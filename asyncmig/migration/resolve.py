@@ -13,7 +13,7 @@ from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import ADVICE, Cache, stepping
 from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
 
 
@@ -59,38 +59,40 @@ def _missing_snapshots(missing: int, total: int, snapshotter: str) -> str:
             f"({total} in all); check that snapshotter and namespace are those of this cache"
         )
     others = f" (nor do those of {missing - 1} other records)" if missing > 1 else ""
-    return (
-        f"its snapshot does not exist in snapshotter {printable(snapshotter)}{others}; "
-        "BuildKit v0.6 drops such records when it starts, so start it once on this cache and stop it again"
-    )
+    return f"its snapshot does not exist in snapshotter {printable(snapshotter)}{others}; {ADVICE}"
 
 
 def _resolve_holders(checkpoint: Checkpoint, cache: Cache) -> None:
     for record in stepping(checkpoint, cache.records):
-        if not record.is_holder:
-            continue
-        record.changes |= Changes.SNAPSHOT | Changes.COMMITTED
-        if not record.parent:
-            record.parent = _parent_of_mutable(cache, record)
-            record.changes |= Changes.PARENT
+        if record.is_holder:
+            record.changes |= Changes.SNAPSHOT | Changes.COMMITTED
+    for record in stepping(checkpoint, cache.records):
+        if record.is_holder and not _has_parent(record):
+            _take_parents(cache, record)
 
 
-def _parent_of_mutable(cache: Cache, holder: Record) -> str:
-    """The parent of the record that owns the holder's data.
+def _has_parent(record: Record) -> bool:
+    return bool(record.parent or record.changes & Changes.PARENT)
+
+
+def _take_parents(cache: Cache, holder: Record) -> None:
+    """Give the holder the parent of the record that owns its data.
 
     That this record is a holder itself never happens in caches that BuildKit wrote; upstream's answer then depends on the
-    order of a Go map, and the one that follows to the end is among them.
+    order of a Go map, and the one that follows to the end is among them.  All holders on the way get their parent at once.
     """
-    seen = set()
+    way: list[Record] = []
+    on_the_way = set()
     record = holder
-    while record.is_holder and not record.parent and record.id not in seen:
-        seen.add(record.id)
+    while record.is_holder and not _has_parent(record) and record.id not in on_the_way:
+        way.append(record)
+        on_the_way.add(record.id)
         mutable = cache.by_id.get(record.equal_mutable)
         if mutable is None:
             raise cache.error(
-                record,
-                f"cache.equalMutable names record {printable(record.equal_mutable)}, which does not exist; "
-                "BuildKit v0.6 drops such records when it starts, so start it once on this cache and stop it again",
+                record, f"cache.equalMutable names record {printable(record.equal_mutable)}, which does not exist; {ADVICE}"
             )
         record = mutable
-    return to_valid(record.parent)  # what upstream writes here, it has read from JSON
+    for link in way:
+        link.parent = to_valid(record.parent)  # what upstream writes here, it has read from JSON
+        link.changes |= Changes.PARENT

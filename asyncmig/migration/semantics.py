@@ -21,6 +21,8 @@ class Semantics:
     """Order of the stages that change something."""
     completes_existing_leases: bool
     """Whether a lease that exists already is given its resources."""
+    caveat: str
+    """What users of layers with a blob must know; "" if nothing."""
 
     def media_type(self, record: Record) -> str:
         """Media type of the record's blob."""
@@ -39,6 +41,7 @@ UPSTREAM = Semantics(
     name="upstream",
     tail=(Stage.PROTECT, Stage.VERIFY, Stage.RELEASE, Stage.PUBLISH),
     completes_existing_leases=False,
+    caveat="their size is not recorded, so exporting or pushing them fails until they are built anew (docs/upstream.md)",
 )
 """What MigrateV2 of BuildKit v0.27.1 writes, key for key, lease for lease, label for label.
 

@@ -39,7 +39,7 @@ def test_version() -> None:
 
 def test_help_documents_the_exit_codes() -> None:
     text = run("--help").stdout
-    for code in ("0 ", "1 ", "2 ", "4 ", "130 "):
+    for code in ("0 ", "1 ", "2 ", "4 ", "130"):
         assert f"\n    {code}" in text
 
 
@@ -111,12 +111,15 @@ def test_a_missing_trio_is_wrong_usage(worker: Path, tmp_path: Path) -> None:
 def test_json_progress_is_json(worker: Path) -> None:
     done = run("migrate", worker, "--progress", "json")
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [e["stage"] for e in events if e["event"] == "stage"][:3] == ["read", "resolve", "blobs"]
+    assert [e["stage"] for e in events if e["event"] == "stage"][:3] == ["open", "read", "resolve"]
     assert {"event": "uncancellable"} in events
 
 
 def test_plain_progress_names_the_stages(worker: Path) -> None:
-    assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[:2] == ["read", "resolve (8)"]
+    assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[1:3] == [
+        "read: reading the records",
+        "resolve: looking up snapshots",
+    ]
 
 
 def test_names_from_a_cache_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:
@@ -146,11 +149,13 @@ main()
 """
 
 
-def interrupt(worker: Path, module: str, function: str, backend: str, number: signal.Signals) -> tuple[int, str, str]:
+def interrupt(
+    worker: Path, module: str, function: str, backend: str, number: signal.Signals, *more: str
+) -> tuple[int, str, str]:
     """Send a signal three times while ``function`` runs slowly."""
     program = SLOW_PROGRAM.format(module=module, function=function)
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "migrate", str(worker), "--backend", backend],
+        [sys.executable, "-c", program, "migrate", str(worker), "--backend", backend, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,7 +170,7 @@ def interrupt(worker: Path, module: str, function: str, backend: str, number: si
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_before_the_tail_stops_and_changes_nothing(
     backend: str, number: signal.Signals, code: int, worker: Path
 ) -> None:
@@ -176,13 +181,54 @@ def test_a_signal_before_the_tail_stops_and_changes_nothing(
     assert tree_state(worker) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_signals_in_the_tail_get_a_message_and_the_migration_completes(backend: str, worker: Path, tmp_path: Path) -> None:
-    returned, out, err = interrupt(worker, "publish", "sync_directory", backend, signal.SIGINT)
+def test_signals_in_the_tail_get_a_message_and_the_migration_completes(
+    backend: str, number: signal.Signals, worker: Path
+) -> None:
+    returned, out, err = interrupt(worker, "publish", "sync_directory", backend, number)
     assert returned == 0
     assert out.startswith("migrated")
-    assert "can't stop here" in err
+    assert err.count("can't stop here") == 1, "once is enough"
     assert dump_lines(worker / "metadata_v2.db")
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("output", [">/dev/full", "2>/dev/full", "| true; exit ${PIPESTATUS[0]}", "2>&-", ">&-"])
+def test_output_that_goes_nowhere_does_not_change_the_outcome(output: str, worker: Path) -> None:
+    done = shell(f"{sys.executable} -m asyncmig migrate {worker} --progress plain {output}")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert (worker / "metadata_v2.db").exists()
+
+
+@pytest.mark.parametrize("victim", ["metadata.db", "containerdmeta.db"])
+def test_a_report_never_replaces_anything_but_a_report(victim: str, worker: Path, tmp_path: Path) -> None:
+    before = tree_state(worker)
+    done = run("migrate", worker, "--dry-run", "--report", worker / victim)
+    assert done.returncode == 2
+    assert "is not a report" in done.stderr
+    assert tree_state(worker) == before
+    for _ in range(2):
+        assert run("migrate", worker, "--dry-run", "--report", tmp_path / "r.json").returncode == 0
+
+
+def test_an_interrupted_run_has_a_report(worker: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    interrupt(worker, "chains", "compute_chains", "asyncio", signal.SIGINT, "--report", str(report))
+    assert json.loads(report.read_text())["outcome"] == "interrupted"
+
+
+def test_an_empty_path_is_wrong_usage() -> None:
+    assert run("migrate", "").returncode == 2
+
+
+def test_failures_say_that_nothing_was_changed(worker: Path) -> None:
+    (worker / "metadata.db").write_bytes(b"A" * 8192)
+    assert run("migrate", worker).stderr.endswith("\nnothing was changed\n")
 
 
 def test_check_of_a_clean_file(worker: Path) -> None:
@@ -227,4 +273,4 @@ def test_synth_makes_a_cache_that_migrates(tmp_path: Path) -> None:
     assert run("synth", tmp_path / "root", "--records", "30", "--seed", "5").returncode == 0
     done = run("migrate", tmp_path / "root")
     assert done.returncode == 0
-    assert "records:       30," in done.stdout
+    assert "records:        30," in done.stdout

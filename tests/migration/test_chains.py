@@ -25,6 +25,9 @@ BLOB_B = "sha256:4fc2711addbf05c88676254868143ec7c70be408ff12c91db2ea99ab6873677
 class FakeDatabase:
     path = "metadata.db"
 
+    def index_keys(self, record: Record) -> list[bytes]:
+        return []
+
 
 def record(name: str, parent: str = "", *, blob: str = "", diff_id: str = "") -> Record:
     made = Record(name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import anyio
@@ -24,6 +27,7 @@ from asyncmig import (
     RecordError,
 )
 from asyncmig.bolt import Db
+from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
@@ -155,6 +159,128 @@ async def test_a_path_that_is_no_cache(tmp_path: Path) -> None:
         await asyncmig.migrate(tmp_path)
     with pytest.raises(LayoutError, match="not a directory"):
         await asyncmig.migrate(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("path", ["snapshots", "."])
+async def test_the_database_of_a_snapshotter_is_not_taken_for_a_cache(path: str, worker: Path) -> None:
+    directory = worker / "snapshots"
+    before = tree_state(worker)
+    with pytest.raises(LayoutError, match="database of a snapshotter or of containerd, not a cache"):
+        await asyncmig.migrate(directory if path == "snapshots" else directory / ".")
+    assert tree_state(worker) == before
+
+
+@pytest.mark.parametrize("missing", ["containerdmeta.db", "snapshots/metadata.db"])
+@pytest.mark.parametrize("how", ["missing", "empty"])
+async def test_an_incomplete_cache_is_named_and_nothing_is_changed(missing: str, how: str, worker: Path) -> None:
+    (worker / missing).unlink()
+    if how == "empty":
+        (worker / missing).touch()
+    before = tree_state(worker)
+    with pytest.raises(LayoutError, match=rf"{missing}: {how}; this cache is not complete"):
+        await asyncmig.migrate(worker)
+    assert tree_state(worker) == before
+
+
+async def test_an_empty_path(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="the path is empty"):
+        await asyncmig.migrate("")
+
+
+UNPRIVILEGED = """
+import os, sys, anyio, asyncmig
+anyio.run(anyio.to_thread.run_sync, int)  # loads what a user without permission could not
+os.setgid(65534); os.setuid(65534)
+try:
+    print(anyio.run(asyncmig.migrate, sys.argv[1]).outcome)
+except asyncmig.AsyncmigError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
+@pytest.mark.parametrize(("closed", "path"), [("worker", "root"), ("worker", "worker"), ("root", "root"), ("root", "worker")])
+def test_what_cannot_be_looked_into_is_not_taken_for_empty(
+    closed: str, path: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = Path(tempfile.mkdtemp())  # pytest's own directories are closed to others
+    try:
+        base.chmod(0o755)
+        root = base / "buildkit"
+        worker = sample_cache().write(root / "runc-overlayfs")
+        root.chmod(0o700 if closed == "root" else 0o755)
+        worker.chmod(0o700 if closed == "worker" else 0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, root if path == "root" else worker],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.startswith("LayoutError")
+        assert "Permission denied" in done.stdout
+    finally:
+        shutil.rmtree(base)
+
+
+async def test_an_unusable_v2_database_is_left_alone_but_reported(worker: Path) -> None:
+    (worker / "metadata_v2.db").write_text("garbage")
+    report = await asyncmig.migrate(worker)
+    assert report.outcome is Outcome.ALREADY_MIGRATED
+    assert [n.code for n in report.notices] == ["v2-unusable"]
+
+
+async def test_a_dangling_link_in_place_of_the_v2_database_is_replaced(worker: Path) -> None:
+    (worker / "metadata_v2.db").symlink_to(worker / "nowhere")
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+    assert not (worker / "metadata_v2.db").is_symlink()
+
+
+async def test_a_dry_run_finds_damage_that_only_the_writing_would_meet(tmp_path: Path) -> None:
+    worker = sample_cache().write(tmp_path / "runc-overlayfs")
+    with Db.open(worker / "metadata.db", writable=True) as db, db.update() as tx:
+        tx.create_path(b"_index", b"bucket")
+    for dry_run in (True, False):
+        with pytest.raises(DatabaseError, match="_index holds a bucket"):
+            await asyncmig.migrate(worker, Options(dry_run=dry_run))
+
+
+async def test_two_migrations_of_one_cache_exclude_each_other(tmp_path: Path) -> None:
+    worker = V1Cache().write(tmp_path / "runc-overlayfs")
+    (worker / "containerdmeta.db").unlink()
+    (worker / "snapshots" / "metadata.db").unlink()
+    with MetadataDb.open(worker / "metadata.db", exclusive=True), pytest.raises(DatabaseLockedError):
+        await asyncmig.migrate(worker)
+
+
+async def test_a_disk_that_goes_read_only_in_the_tail_ends_in_the_right_error(
+    worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*args: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "rename", read_only)
+    monkeypatch.setattr(os, "unlink", read_only)
+    with pytest.raises(IncompleteMigrationError, match=r"stage publish: .*Read-only file system"):
+        await asyncmig.migrate(worker)
+
+
+async def test_a_full_disk_in_the_first_commit_leaves_the_files_as_they_were(
+    worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree_state(worker)
+    real = os.fdatasync
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(DatabaseError, match="No space left"):
+        await asyncmig.migrate(worker)
+    monkeypatch.setattr(os, "fdatasync", real)
+    after = tree_state(worker)
+    assert {n: len(content) for n, (_, content) in after.items()} == {n: len(content) for n, (_, content) in before.items()}
+    assert dump_lines(worker / "containerdmeta.db")
 
 
 async def test_several_caches_below_one_root_must_be_told_apart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import anyio
 import pytest
 
 from asyncmig.errors import IncompleteMigrationError, RecordError, StoreError
-from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
 from asyncmig.stores.memory import MemoryLease, MemoryStores
 from asyncmig.stores.ports import Resource
@@ -74,9 +75,6 @@ async def test_stages_come_in_upstreams_order(worker: Path) -> None:
     class Recorder(Progress):
         def stage(self, stage: Stage, total: int | None) -> None:
             stages.append(stage)
-
-        def uncancellable(self) -> None:
-            assert stages[-1] is Stage.BUILD
 
     await migrate_with(worker, sample_cache().in_memory().stores(), progress=Recorder())
     assert [str(s) for s in stages] == [
@@ -165,12 +163,50 @@ async def test_a_cancellation_while_building_removes_the_new_file(worker: Path) 
     assert tree_state(worker) == before
 
 
+async def test_progress_that_raises_does_not_end_the_migration(worker: Path) -> None:
+    class Broken(Progress):
+        def stage(self, stage: Stage, total: int | None) -> None:
+            if stage is Stage.RELEASE:
+                raise OSError(32, "Broken pipe")
+
+        def advance(self, count: int) -> None:
+            raise ValueError("out of order")
+
+    state = sample_cache().in_memory()
+    await migrate_with(worker, state.stores(), progress=GuardedProgress(Broken()))
+    assert (worker / "metadata_v2.db").exists()
+
+
+async def test_long_chains_of_holders_take_the_parent_at_their_end(tmp_path: Path) -> None:
+    """No BuildKit makes them; they must cost no more than others, and a circle must end."""
+    cache = V1Cache()
+    cache.layer("base", blob=False)
+    cache.unfinalised("h0000", "m", "base")
+    for i in range(1, 3000):
+        cache.records[f"h{i:04}"] = {"cache.equalMutable": value(f"h{i - 1:04}")}
+    cache.records["x"] = {"cache.equalMutable": value("y")}
+    cache.records["y"] = {"cache.equalMutable": value("x")}
+    cache.records["self"] = {"cache.equalMutable": value("self")}
+    cache.write_metadata(tmp_path / "metadata.db")
+    await migrate_with(tmp_path, cache.in_memory().stores())
+    parents = {}
+    for line in dump_lines(tmp_path / "metadata_v2.db"):
+        entry = json.loads(line)
+        if entry.get("k") == "cache.parent":
+            parents[entry["p"][1]] = json.loads(entry["v"])["value"]
+    assert {parents[f"h{i:04}"] for i in range(3000)} == {"base"}
+    assert (parents["x"], parents["y"], parents["self"]) == ("", "", "")
+
+
 async def test_an_existing_lease_is_skipped_as_upstream_does(worker: Path) -> None:
     state = sample_cache().in_memory()
     state.leases["a"] = MemoryLease({"mine": "1"})
     report = await migrate_with(worker, state.stores())
     assert state.leases["a"] == MemoryLease({"mine": "1"}, set())
     assert (report.counts.leases_created, report.counts.leases_existing) == (7, 1)
+    incomplete = [n for n in report.notices if n.code == "lease-incomplete"]
+    assert [n.record for n in incomplete] == ["a"], "what upstream loses is at least reported"
+    assert f"lacks content {digest('blob a')}, snapshots/overlayfs a" in incomplete[0].text
 
 
 async def test_a_lost_resource_is_noticed_before_any_label_goes(worker: Path) -> None:
@@ -178,7 +214,7 @@ async def test_a_lost_resource_is_noticed_before_any_label_goes(worker: Path) ->
     labels = labels_of(state)
 
     async def lose(verb: str, name: str) -> None:
-        if verb == "list":
+        if verb == "list" and name in state.leases:
             state.leases[name].resources.discard(Resource("content", digest("blob b")))
 
     state.on_call = lose

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.bolt import Db
-from asyncmig.errors import StoreError
+from asyncmig.errors import LayoutError, StoreError
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
 from asyncmig.stores.ports import ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
 from tests.caches import ROOT, Snapshot, V1Cache, digest, sample_cache
@@ -151,7 +151,9 @@ async def test_many_of_each_kind_in_one_transaction(stores: Stores, files: Offli
 async def test_missing_files_are_empty_stores(tmp_path: Path) -> None:
     files = OfflineFiles.open(tmp_path / "none.db", tmp_path / "none", namespace="buildkit", writable=True)
     stores = offline_stores(files, "overlayfs")
-    assert await stores.snapshots.stat_many(["a"]) == [None]
+    assert await stores.snapshots.stat_many([]) == []
+    with pytest.raises(LayoutError, match=r"none\.db: missing; this cache is not complete"):
+        await stores.snapshots.stat_many(["a"])
     assert await stores.snapshots.views() == []
     assert await stores.content.info_many([digest("a")]) == [None]
     assert await stores.leases.list_many(["a"]) == [None]

@@ -139,7 +139,7 @@ def test_can_be_migrated(tmp_path: Path, records: int, bare: bool) -> None:
     made = synthesize(tmp_path, records=records, bare=bare)
     report = anyio.run(asyncmig.migrate, tmp_path)
     assert report.outcome is asyncmig.Outcome.MIGRATED
-    assert report.notices == []
+    assert {notice.code for notice in report.notices} <= {"caveat", "no-records"}
     assert report.counts.records == report.counts.leases_created == records
     assert report.counts.holders == made.holders
     assert report.counts.views_released == made.views

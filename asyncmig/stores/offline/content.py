@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
+from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, remove_label, update, view
 from asyncmig.stores.ports import ContentInfo
@@ -30,7 +31,7 @@ class OfflineContent:
         found: dict[str, ContentInfo] = {}
         with view(self._files.metadata) as tx:
             blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for digest in sorted(digests) if blobs else ():
+            for digest in sorted_in_steps(list(digests)) if blobs else ():
                 checkpoint()
                 entry = blobs.bucket(codec.to_bytes(digest)) if blobs else None
                 if entry is not None:
@@ -47,7 +48,7 @@ class OfflineContent:
         now, found = codec.now(), set()
         with update(self._files.metadata) as tx:
             blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for digest in sorted(set(digests)) if blobs else ():
+            for digest in sorted_in_steps(list(digests)) if blobs else ():
                 checkpoint()
                 name = codec.to_bytes(digest)
                 entry = blobs.bucket(name) if blobs else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from asyncmig.bolt import Bucket, Checkpoint, Db, Tx, verify_pages
 from asyncmig.bolt.walk import no_checkpoint
-from asyncmig.errors import StoreError, StrPath
+from asyncmig.errors import LayoutError, StoreError, StrPath, printable
+from asyncmig.paths import exists
 from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
 
 VERSION = b"v1"
@@ -28,10 +29,12 @@ class OfflineFiles:
     ``metadata.db``.  A missing file is an empty store.  All methods block.
     """
 
-    def __init__(self, metadata: Db | None, backend: Db | None, namespace: str) -> None:
-        self.metadata = metadata
-        self.backend = backend
+    def __init__(self, metadata_path: StrPath, backend_path: StrPath, namespace: str) -> None:
+        self.metadata_path = os.fspath(metadata_path)
+        self.backend_path = os.fspath(backend_path)
         self.namespace = to_bytes(namespace)
+        self.metadata: Db | None = None
+        self.backend: Db | None = None
 
     @classmethod
     def open(
@@ -48,18 +51,20 @@ class OfflineFiles:
         The check comes before any change: an edit of a damaged file could make it worse.  Raises :class:`DatabaseError` and
         its kinds.
         """
-        with ExitStack() as stack:
-            opened: list[Db | None] = []
-            for path in (metadata, backend):
-                db = Db.open(path, writable=writable) if os.path.lexists(path) else None
-                if db is not None:
-                    stack.callback(db.close)
-                    if db.pages is not None:
-                        verify_pages(db.pages, checkpoint)
-                opened.append(db)
-            files = cls(opened[0], opened[1], namespace)
-            stack.pop_all()
-            return files
+        files = cls(metadata, backend, namespace)
+        try:
+            files.metadata = _open(files.metadata_path, writable, checkpoint)
+            files.backend = _open(files.backend_path, writable, checkpoint)
+        except BaseException:
+            files.close()
+            raise
+        return files
+
+    def require(self) -> None:
+        """Raise :class:`LayoutError` unless both files exist and have content."""
+        for path, db in ((self.metadata_path, self.metadata), (self.backend_path, self.backend)):
+            if db is None or db.pages is None:
+                raise LayoutError(f"{printable(path)}: {'missing' if db is None else 'empty'}; this cache is not complete")
 
     def close(self) -> None:
         """Close both files, which releases their locks."""
@@ -76,6 +81,19 @@ class OfflineFiles:
         """Snapshotters that have snapshots in the namespace."""
         with view(self.metadata) as tx:
             return bucket_names(tx.path_bucket(VERSION, self.namespace, SNAPSHOTS) if tx else None)
+
+
+def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
+    if not exists(path):
+        return None
+    db = Db.open(path, writable=writable)
+    try:
+        if db.pages is not None:
+            verify_pages(db.pages, checkpoint)
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def bucket_names(bucket: Bucket | None) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from asyncmig.bolt import Bucket, Checkpoint
 from asyncmig.concurrency import in_thread
+from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, remove_label, update, view
@@ -38,6 +39,8 @@ class OfflineSnapshots:
         return await in_thread(self._stat_many, names)
 
     def _stat_many(self, checkpoint: Checkpoint, names: Sequence[str]) -> list[SnapshotInfo | None]:
+        if names:
+            self._check_place()
         entries = self._entries(checkpoint, names)
         kinds = self._kinds(checkpoint, [name for name, _ in entries.values()])
         result: list[SnapshotInfo | None] = []
@@ -46,6 +49,20 @@ class OfflineSnapshots:
             kind = kinds.get(backend)
             result.append(None if kind is None else SnapshotInfo(name, kind, parent))
         return result
+
+    def _check_place(self) -> None:
+        """Refuse files, a namespace or a snapshotter that can't be the right ones: all snapshots would seem to be missing."""
+        files = self._files
+        files.require()
+        for kind, wanted, found in (
+            ("namespace", codec.to_text(files.namespace), files.namespaces()),
+            ("snapshotter", self._snapshotter, files.snapshotters()),
+        ):
+            if found and wanted not in found:
+                raise LayoutError(
+                    f"{printable(files.metadata_path)}: has no {kind} {printable(wanted)}; "
+                    f"there is: {', '.join(map(printable, found))} (--{kind})"
+                )
 
     def _entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, tuple[bytes, str]]:
         """Backend key and parent of each snapshot that has a metadata entry."""
@@ -89,13 +106,13 @@ class OfflineSnapshots:
     def _keys_of(self, backend_names: set[bytes]) -> list[str]:
         """Metadata keys of those backend snapshots that belong to this namespace and snapshotter."""
         # A backend name is <namespace>/<number>/<key>, so the key can be read off it and only has to be confirmed.
-        keys = sorted(parts[2] for name in backend_names if len(parts := name.split(b"/", 2)) == 3)
+        keys = [parts[2] for name in backend_names if len(parts := name.split(b"/", 2)) == 3]
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
             if not snapshots:
                 return []
             confirmed = []
-            for key in dict.fromkeys(keys):
+            for key in dict.fromkeys(sorted_in_steps(keys)):
                 entry = snapshots.bucket(key)
                 if entry is not None and entry.get(_NAME) in backend_names:
                     confirmed.append(codec.to_text(key))
@@ -112,7 +129,7 @@ class OfflineSnapshots:
         # The inner transaction, the backend's, commits first, as in containerd.
         with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
             entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
-            for name in sorted(set(names)) if entries and backend_entries else ():
+            for name in sorted_in_steps(list(names)) if entries and backend_entries else ():
                 checkpoint()
                 assert entries is not None
                 assert backend_entries is not None
