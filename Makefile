@@ -12,15 +12,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
 
-test: $(VENV)/.ready tools
+test: $(VENV)/.ready-dev tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.ready
+format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -31,8 +31,12 @@ tools:
 	scripts/install-tools
 
 $(VENV)/.ready: pyproject.toml scripts/setup
-	scripts/setup $(PYTHON) $(VENV)
+	scripts/setup $(PYTHON) $(VENV) ""
 	touch $@
+
+$(VENV)/.ready-dev: pyproject.toml scripts/setup
+	scripts/setup $(PYTHON) $(VENV) "[trio,dev]"
+	touch $@ $(VENV)/.ready
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
