@@ -9,14 +9,22 @@ for it, remembers a cancellation that arrives, and raises it again when the work
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import count
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from asyncmig.bolt.walk import Checkpoint
+
+_YIELD_EVERY = 16
+"""Checkpoints after which a worker thread lets go of the interpreter lock of its own accord.
+
+Python takes it away only after 5 ms, and an embedding event loop would wait that long for each of its turns.
+"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,9 +47,13 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
     """
     stop = threading.Event()
 
+    calls = count(1)
+
     def checkpoint() -> None:
         if stop.is_set():
             raise _Stopped
+        if next(calls) % _YIELD_EVERY == 0:
+            time.sleep(0)  # lets go of the interpreter lock
 
     call = _Call(partial(function, checkpoint, *args, **kwargs))
 
