@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,17 +118,12 @@ def _random_step(rng: random.Random, model: Model, growth: float, long_keys: boo
     if x < 0.45 + 0.45 * growth:
         return [Operation("put", path, random_key(rng, long_keys), random_value(rng)) for _ in range(rng.choice([1, 1, 8]))]
     if x < 0.94:
-        if not keys:
-            return [Operation("delete", path, b"no such key")]
-        start = rng.randrange(len(keys))
-        return [Operation("delete", path, k) for k in keys[start : start + rng.choice([1, 1, 5, 100])]]
+        start = rng.randrange(len(keys) + 1)
+        return [Operation("delete", path, k) for k in [*keys, b"no such key"][start : start + rng.choice([1, 1, 5, 100])]]
     if x < 0.96:
         return [Operation("sequence", path, number=rng.choice([0, 1, 77, (1 << 64) - 1]))]
-    if x < 0.97:
-        return [Operation("mkbucket", path)]
-    if x < 0.985:
-        return [Operation("rmbucket", path)]
-    return [Operation("spill", path)] if spill else []
+    kinds = ["mkbucket", "rmbucket", "spill", "spill"]
+    return [Operation(rng.choice(kinds if spill else kinds[:2]), path)]
 
 
 def random_key(rng: random.Random, long_keys: bool) -> bytes:
@@ -164,15 +160,37 @@ def _line(item: dict[str, object]) -> str:
 
 def new_db(path: Path, page_size: int = 4096, *, freelist: bool = True) -> Path:
     """An initialised empty database, with or without a stored freelist."""
-    Db.open(path, writable=True, create=True, page_size=page_size).close()
+    with Db.open(path, writable=True, create=True, page_size=page_size) as db, db.update():
+        pass
     if not freelist:
         patch_metas(path, freelist=NO_FREELIST)
     return path
 
 
+@contextmanager
+def updating(path: Path, **options: float) -> Iterator[Tx]:
+    """One write transaction."""
+    with Db.open(path, writable=True) as db, db.update(**options) as tx:
+        yield tx
+
+
+@contextmanager
+def viewing(path: Path) -> Iterator[Tx]:
+    """One read transaction."""
+    with Db.open(path) as db, db.view() as tx:
+        yield tx
+
+
+def open_bucket(tx: Tx, *names: bytes) -> Bucket:
+    """A bucket that must be there."""
+    bucket = tx.path_bucket(*names)
+    assert bucket is not None
+    return bucket
+
+
 def fill(path: Path, count: int, *, name: bytes = b"b", value: bytes = b"v" * 40) -> Path:
     """Put ``count`` keys ``k00000``... into a bucket."""
-    with Db.open(path, writable=True) as db, db.update() as tx:
+    with updating(path) as tx:
         bucket = tx.create_path(name)
         for i in range(count):
             bucket.put(b"k%05d" % i, value)
@@ -202,7 +220,7 @@ def patch_metas_of(data: bytearray, **changes: int) -> None:
 
 def contents(path: Path) -> Model:
     """Everything in a file, read with cursors."""
-    with Db.open(path) as db, db.view() as tx:
+    with viewing(path) as tx:
         return bucket_contents(tx.root)
 
 
@@ -260,9 +278,8 @@ def _tree(pages: PageFile, root: int, buckets: list[int]) -> Tree:
 
 def height(path: Path, *names: bytes) -> int:
     """Levels of branches above the leaves of one bucket, 0 for an inline bucket too."""
-    with Db.open(path) as db, db.view() as tx:
-        bucket = tx.path_bucket(*names)
-        assert bucket is not None
+    with viewing(path) as tx:
+        bucket = open_bucket(tx, *names)
         node, levels = bucket.root_node(), 0
         while not node.leaf:
             node, levels = bucket.child_node(node, 0, None, None, levels + 1), levels + 1

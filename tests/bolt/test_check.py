@@ -1,0 +1,138 @@
+"""The check on sound files, and the ways to call it.  test_damage.py has what it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asyncmig.bolt import Db, Finding, check, dump, verify_pages
+from asyncmig.errors import CorruptDatabaseError, DatabaseError
+from tests.bolt.helpers import fill, new_db, open_bucket, updating
+from tests.bolt.mutate import Image
+from tests.bolt.test_damage import branch, craft, leaf
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return new_db(tmp_path / "db")
+
+
+def damage_key(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.index(b"k00100")
+    data[at] = 0x01
+    path.write_bytes(data)
+
+
+def test_a_new_file(path: Path) -> None:
+    result = check(path)
+    assert result.clean
+    assert not result.truncated
+    assert (result.page_size, result.pages, result.free_pages, result.buckets, result.keys) == (4096, 4, 0, 0, 0)
+
+
+def test_counts(path: Path) -> None:
+    """Keys in inline buckets count too, buckets are no keys."""
+    fill(path, 1000)
+    with updating(path) as tx:
+        bucket = tx.create_path(b"c", b"inline")
+        bucket.put(b"1", b"")
+        bucket.put(b"2", b"")
+        tx.create_path(b"c", b"empty")
+        open_bucket(tx, b"c").put(b"plain", b"")
+    result = check(path)
+    assert result.clean
+    assert (result.buckets, result.keys) == (4, 1003)
+    with updating(path) as tx:
+        tx.delete_bucket(b"b")
+    after = check(path)
+    assert after.clean
+    assert (after.buckets, after.keys) == (3, 3)
+    assert after.free_pages > result.free_pages
+
+
+def test_without_a_stored_freelist(tmp_path: Path) -> None:
+    path = fill(new_db(tmp_path / "db", freelist=False), 1000)
+    with updating(path) as tx:
+        tx.delete_bucket(b"b")
+    result = check(path)
+    assert result.clean
+    assert result.free_pages == result.pages - 3  # the metas and the root
+
+
+def test_it_changes_nothing_and_needs_no_write_permission(path: Path) -> None:
+    fill(path, 1000)
+    before = path.read_bytes()
+    path.chmod(0o400)
+    assert check(path).clean
+    assert path.read_bytes() == before
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="No such file"):
+        check(tmp_path / "db")
+
+
+def test_findings_as_text() -> None:
+    assert str(Finding(7, "bad")) == "page 7: bad"
+    assert str(Finding(None, "bad")) == "bad"
+
+
+def test_verify_pages(path: Path) -> None:
+    fill(path, 1000)
+    with Db.open(path) as db:
+        assert db.pages is not None
+        verify_pages(db.pages)
+    damage_key(path)
+    first = check(path).findings[0]
+    with Db.open(path) as db:
+        assert db.pages is not None
+        with pytest.raises(CorruptDatabaseError) as caught:
+            verify_pages(db.pages)
+    assert (caught.value.page, caught.value.detail) == (first.page, first.cause)
+    assert str(caught.value) == f"{path}: corrupt database: {first}"
+
+
+def test_it_goes_on_behind_a_damaged_page(tmp_path: Path) -> None:
+    bad = leaf(5, {b"b": b"v"})
+    bad = bad[:8] + b"\x08" + bad[9:]
+    path = craft(
+        tmp_path / "db",
+        {
+            2: branch(2, {b"a": 3, b"b": 4, b"c": 5, b"d": 6}),
+            3: leaf(3, {b"z": b"v"}),
+            4: leaf(4, {b"b": b"v"}),
+            5: bad,
+            6: leaf(6, {b"c": b"v"}),
+        },
+        root=2,
+        end=7,
+    )
+    assert [str(f) for f in check(path).findings] == [
+        "page 3: last key b'z' is not below the next branch key b'b'",
+        "page 5: type 0x8 where a branch or leaf page should be",
+        "page 6: first key b'c' is below its branch key b'd'",
+    ]
+
+
+def test_lost_pages_are_reported_but_do_no_harm(path: Path) -> None:
+    """bbolt itself loses pages, for example when it changes and deletes a bucket in one transaction."""
+    fill(path, 1000)
+    with updating(path) as tx:
+        open_bucket(tx, b"b").put(b"k", b"v")
+    image = Image(path.read_bytes())
+    assert image.freelist is not None
+    count = image.header(image.freelist)[2]
+    assert count > 2
+    image.set_header(image.freelist, count=count - 2)
+    path.write_bytes(image.data)
+    result = check(path)
+    assert [f.cause for f in result.findings] == ["neither in use nor on the freelist"] * 2
+    with Db.open(path, writable=True) as db:
+        assert db.pages is not None
+        verify_pages(db.pages)
+        assert len(list(dump(db))) == 1002
+        with db.update() as tx:
+            open_bucket(tx, b"b").put(b"l", b"v")
+    assert check(path).findings == result.findings
