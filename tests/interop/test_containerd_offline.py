@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from asyncmig.synth import synthesize
 
 import asyncmig
 from asyncmig import Options
 from asyncmig.bolt import Db
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.record import Record
+from asyncmig.synth import synthesize
 from tests.conftest import copy_tree
 from tests.interop.conftest import ContainerdFactory
 from tests.interop.containerd import Containerd
