@@ -99,7 +99,7 @@ def find_layout(
     directory = os.path.abspath(os.fspath(path))
     if not exists(directory) or not os.path.isdir(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")
-    worker = directory if _is_worker(directory) else _only_worker(directory)
+    worker = directory if _is_worker(directory) else _only_worker(directory, is_named=layout != "auto")
     match = _WORKER_NAME.fullmatch(os.path.basename(worker))
     root = os.path.abspath(os.fspath(containerd_root)) if containerd_root is not None else None
     name = snapshotter or (match[2] if match else "")
@@ -115,13 +115,16 @@ def _is_worker(directory: str) -> bool:
     )
 
 
-def _only_worker(root: str) -> str:
+def _only_worker(root: str, *, is_named: bool) -> str:
+    """The cache below ``root``.  If the user has named the layout, a directory without any is taken for an empty worker."""
     try:
         workers = sorted(e.path for e in os.scandir(root) if e.is_dir() and _WORKER_NAME.fullmatch(e.name))
     except OSError as error:
         raise LayoutError(f"{printable(root)}: cannot look into it: {error.strerror}") from error
     if exists(os.path.join(root, "buildkit", _DOCKER_SNAPSHOTS)):
         raise LayoutError(f"{printable(root)}: {_NO_DOCKER}")
+    if not workers and is_named:
+        return root
     if not workers:
         raise LayoutError(
             f"{printable(root)}: no BuildKit cache here; name a worker directory such as runc-overlayfs, "

@@ -182,6 +182,10 @@ async def test_an_incomplete_cache_is_named_and_nothing_is_changed(missing: str,
     assert tree_state(worker) == before
 
 
+async def test_a_named_layout_makes_an_empty_directory_a_worker(tmp_path: Path) -> None:
+    assert (await asyncmig.migrate(tmp_path, Options(layout="oci"))).outcome is Outcome.NOTHING_TO_DO
+
+
 async def test_an_empty_path(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="the path is empty"):
         await asyncmig.migrate("")
