@@ -78,11 +78,13 @@ class V1Cache:
 
     # -- on disk
 
-    def write(self, worker: Path, *, snapshotter: str = "overlayfs", namespace: str = "buildkit") -> Path:
+    def write(
+        self, worker: Path, *, snapshotter: str = "overlayfs", namespace: str = "buildkit", page_size: int = 4096
+    ) -> Path:
         """Lay the cache out as an OCI worker directory."""
         (worker / "snapshots").mkdir(parents=True)
-        self.write_metadata(worker / "metadata.db")
-        with _create(worker / "containerdmeta.db") as db, db.update() as tx:
+        self.write_metadata(worker / "metadata.db", page_size=page_size)
+        with _create(worker / "containerdmeta.db", page_size) as db, db.update() as tx:
             tx.create_bucket(b"v1").put(b"version", codec.encode_varint(3))
             space = tx.create_path(b"v1", namespace.encode())
             snapshots = space.create_bucket(b"snapshots").create_bucket(snapshotter.encode())
@@ -107,7 +109,7 @@ class V1Cache:
                     tx.create_path(
                         b"v1", namespace.encode(), b"leases", codec.to_bytes(lease), b"snapshots", snapshotter.encode()
                     ).put(codec.to_bytes(key), b"")
-        with _create(worker / "snapshots" / "metadata.db") as db, db.update() as tx:
+        with _create(worker / "snapshots" / "metadata.db", page_size) as db, db.update() as tx:
             backend = tx.create_path(b"v1", b"snapshots")
             for number, (key, snapshot) in enumerate(self.snapshots.items(), 1):
                 if snapshot.in_backend:
@@ -117,9 +119,9 @@ class V1Cache:
                     _put_times(entry)
         return worker
 
-    def write_metadata(self, path: Path) -> None:
+    def write_metadata(self, path: Path, *, page_size: int = 4096) -> None:
         """Write metadata.db alone."""
-        with _create(path) as db, db.update() as tx:
+        with _create(path, page_size) as db, db.update() as tx:
             for record, values in self.records.items():
                 bucket = tx.create_path(b"_main", codec.to_bytes(record))
                 for key, content in values.items():
@@ -175,8 +177,8 @@ def labels_of(state: MemoryStores) -> Mapping[str, Mapping[str, str]]:
     return snapshots | {name: dict(item.labels) for name, item in state.blobs.items()}
 
 
-def _create(path: Path) -> Db:
-    return Db.open(path, writable=True, create=True)
+def _create(path: Path, page_size: int) -> Db:
+    return Db.open(path, writable=True, create=True, page_size=page_size)
 
 
 def _put_times(entry: Bucket) -> None:

@@ -8,6 +8,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Random examples are for developers; a CI run must say the same twice.
+settings.register_profile("asyncmig", derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("asyncmig")
 
 SHARED = Path(os.environ.get("ASYNCMIG_SHARED", Path(__file__).parents[2] / "shared"))
 

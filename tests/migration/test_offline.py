@@ -26,11 +26,13 @@ from asyncmig import (
     Outcome,
     RecordError,
 )
-from asyncmig.bolt import Db
+from asyncmig.bolt import Db, check
+from asyncmig.bolt.format import NO_FREELIST
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
+from tests.bolt.helpers import patch_metas, read_meta
 from tests.caches import Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
 from tests.states import containerd_state, dump_lines, tree_state
 
@@ -180,6 +182,25 @@ async def test_an_incomplete_cache_is_named_and_nothing_is_changed(missing: str,
     with pytest.raises(LayoutError, match=rf"{missing}: {how}; this cache is not complete"):
         await asyncmig.migrate(worker)
     assert tree_state(worker) == before
+
+
+@pytest.mark.parametrize("page_size", [1024, 16384, 65536])
+@pytest.mark.parametrize("freelist", [True, False])
+async def test_page_sizes_and_files_without_freelist(page_size: int, freelist: bool, tmp_path: Path) -> None:
+    """A host with larger pages, and the databases of containerd 1.7 and later, which store no freelist."""
+    expected = sample_cache().write(tmp_path / "expected" / "runc-overlayfs")
+    await asyncmig.migrate(expected)
+    worker = sample_cache().write(tmp_path / "runc-overlayfs", page_size=page_size)
+    for name in ("metadata.db", *ALL_FILES[1:]):
+        if not freelist:
+            patch_metas(worker / name, freelist=NO_FREELIST)
+    await asyncmig.migrate(worker)
+    assert final_state(worker) == final_state(expected)
+    for name in ALL_FILES:
+        result = check(worker / name)
+        assert (result.clean, result.page_size) == (True, page_size)
+    for name in ALL_FILES[1:]:
+        assert (read_meta(worker / name).freelist == NO_FREELIST) is not freelist
 
 
 async def test_a_named_layout_makes_an_empty_directory_a_worker(tmp_path: Path) -> None:
@@ -480,7 +501,7 @@ async def test_unusual_records_survive_as_they_are(tmp_path: Path) -> None:
 
     after = set(dump_lines(worker / "metadata_v2.db"))
     assert before <= after
-    assert asyncmig.bolt.check(worker / "metadata_v2.db").clean
+    assert check(worker / "metadata_v2.db").clean
     added = [line for line in after - before if '"_main"' in line]
     assert len(added) == 2 + 1 + 2 + 5 + 5
     assert any(digest("diff a") in line for line in added)
