@@ -77,6 +77,21 @@ async def test_views_of_another_namespace_or_snapshotter_are_not_ours(tmp_path: 
     files.close()
 
 
+async def test_a_view_whose_backend_name_does_not_tell_its_key(tmp_path: Path) -> None:
+    cache = V1Cache(snapshots={"a": Snapshot(Kind.VIEW), "b": Snapshot(Kind.VIEW)})
+    worker = cache.write(tmp_path / "worker")
+    with Db.open(worker / "containerdmeta.db", writable=True) as db, db.update() as tx:
+        entry = tx.path_bucket(*SNAPSHOTS, b"b")
+        assert entry is not None
+        entry.put(b"name", b"odd")
+    with Db.open(worker / "snapshots" / "metadata.db", writable=True) as db, db.update() as tx:
+        tx.create_path(b"v1", b"snapshots", b"odd").put(b"kind", bytes([Kind.VIEW.value]))
+    paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
+    files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
+    assert await offline_stores(files, "overlayfs").snapshots.views() == ["a", "b"]
+    files.close()
+
+
 async def test_info(stores: Stores) -> None:
     assert await stores.content.info_many([digest("blob b"), digest("nowhere")]) == [ContentInfo(digest("blob b"), 100), None]
 

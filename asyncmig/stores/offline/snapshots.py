@@ -101,22 +101,34 @@ class OfflineSnapshots:
                 entry = snapshots.bucket(name) if snapshots and value is None else None
                 if entry is not None and _kind(entry) is Kind.VIEW:
                     backend_views.add(name)
-        return [name for name in self._keys_of(backend_views) if name]
+        return self._keys_of(checkpoint, backend_views)
 
-    def _keys_of(self, backend_names: set[bytes]) -> list[str]:
+    def _keys_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> list[str]:
         """Metadata keys of those backend snapshots that belong to this namespace and snapshotter."""
-        # A backend name is <namespace>/<number>/<key>, so the key can be read off it and only has to be confirmed.
-        keys = [parts[2] for name in backend_names if len(parts := name.split(b"/", 2)) == 3]
+        found: dict[bytes, bytes] = {}
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
             if not snapshots:
                 return []
-            confirmed = []
-            for key in dict.fromkeys(sorted_in_steps(keys)):
-                entry = snapshots.bucket(key)
-                if entry is not None and entry.get(_NAME) in backend_names:
-                    confirmed.append(codec.to_text(key))
-            return confirmed
+            # containerd names a backend snapshot <namespace>/<number>/<key>, so the key can be guessed, and confirmed.
+            for name in sorted_in_steps(list(backend_names)):
+                checkpoint()
+                key = name.split(b"/", 2)[-1]
+                entry = snapshots.bucket(key) if key else None
+                if entry is not None and entry.get(_NAME) == name:
+                    found[name] = key
+            if len(found) < len(backend_names):
+                self._search(checkpoint, snapshots, backend_names.difference(found), found)
+        return [codec.to_text(key) for key in sorted_in_steps(list(found.values()))]
+
+    def _search(self, checkpoint: Checkpoint, snapshots: Bucket, wanted: set[bytes], found: dict[bytes, bytes]) -> None:
+        """Look through all entries for backend names that did not tell their key: another namespace's, most often."""
+        for key, value in snapshots.items():
+            checkpoint()
+            entry = snapshots.bucket(key) if value is None else None
+            name = entry and entry.get(_NAME)
+            if name and name in wanted:
+                found[name] = key
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove the label from all snapshots in one transaction a database: a cancelled call has no effect."""
