@@ -11,8 +11,8 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, DatabaseLockedError, LayoutError, StrPath, printable
-from asyncmig.layouts import Layout, find_layout, open_stores
+from asyncmig.errors import AsyncmigError, DatabaseLockedError, LayoutError, StoreError, StrPath, printable
+from asyncmig.layouts import Layout, OpenStores, find_layout, open_stores
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
@@ -69,13 +69,15 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     async with AsyncExitStack() as stack:
         progress.stage(Stage.OPEN, None)
         with report.timed(Stage.OPEN):
-            layout, stores = await stack.enter_async_context(open_stores(layout, writable=not options.dry_run))
+            opened = await stack.enter_async_context(open_stores(layout, writable=not options.dry_run))
+            layout = opened.layout
             if await in_thread(_finished, layout, report):  # another asyncmig was quicker, before the locks were taken
                 return report
             database = await stack.enter_async_context(_open_database(layout, options.dry_run))
         report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
-        pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), stores, layout.v2, progress)
+        pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), opened.stores(), layout.v2, progress)
         await pipeline.prepare()
+        await in_thread(_check_room, opened, report.counts.records)
         if options.dry_run:
             await in_thread(_look_ahead, database, layout, report)
             report.outcome = Outcome.WOULD_MIGRATE
@@ -109,6 +111,34 @@ def _check_kind(database: MetadataDb) -> None:
             f"{printable(database.path)}: this is the database of a snapshotter or of containerd, not a cache; "
             "name the worker directory (runc-overlayfs or the like)"
         )
+
+
+_V2_BYTES_PER_RECORD = 1536
+"""About what the v2 keys of a record and their index entries take at most, page fill included."""
+
+
+def _check_room(_: Checkpoint, opened: OpenStores, records: int) -> None:
+    """Refuse to begin what a full disk would end half-way.  Raises :class:`StoreError` with what is needed."""
+    layout = opened.layout
+    needed: dict[int, int] = {}
+    places: dict[int, str] = {}
+    new = os.stat(layout.v1).st_size + _V2_BYTES_PER_RECORD * records
+    for path, size in ((layout.directory, new), *opened.files.growth(records)):
+        device = os.stat(path).st_dev
+        needed[device] = needed.get(device, 0) + size
+        places.setdefault(device, path)
+    for device, size in needed.items():
+        status = os.statvfs(places[device])
+        free = status.f_bavail * status.f_frsize
+        if free < size:
+            raise StoreError(
+                f"{printable(places[device])}: the migration needs up to {_megabytes(size)} of free space on this file system, "
+                f"and there are {_megabytes(free)}"
+            )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, report: Report) -> None:

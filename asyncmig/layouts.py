@@ -154,18 +154,37 @@ def _check_reachable(layout: Layout, worker: re.Match[str] | None) -> None:
         raise LayoutError(f"{printable(layout.containerd_metadata)}: not there; is this the root directory of a containerd?")
 
 
+@dataclass(frozen=True, slots=True)
+class OpenStores:
+    """The stores of a cache, locked; ``layout`` with the snapshotter settled."""
+
+    layout: Layout
+    files: OfflineFiles
+    lock_fd: int
+
+    def stores(self) -> Stores:
+        """The ports."""
+        return offline_stores(self.files, self.layout.snapshotter)
+
+    def close(self) -> None:
+        """Release all locks."""
+        self.files.close()
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+
+
 @asynccontextmanager
-async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[tuple[Layout, Stores]]:
-    """The stores of the cache, with the snapshotter settled, locked against every other process until the end.
+async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[OpenStores]:
+    """The stores of the cache, locked against every other process until the end.
 
     Raises :class:`DatabaseLockedError` while a daemon runs.  Without ``writable`` only shared locks are taken and nothing
     can be changed.
     """
     # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
-    opened: list[_OpenStores] = []
+    opened: list[OpenStores] = []
     try:
         await in_thread(_open, layout, writable, opened)
-        yield opened[0].layout, offline_stores(opened[0].files, opened[0].layout.snapshotter)
+        yield opened[0]
     finally:
 
         def close(_: Checkpoint) -> None:
@@ -175,19 +194,7 @@ async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[tuple[
         await run_uncancellable(lambda: in_thread(close))
 
 
-@dataclass(slots=True)
-class _OpenStores:
-    layout: Layout
-    files: OfflineFiles
-    lock_fd: int
-
-    def close(self) -> None:
-        self.files.close()
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)
-
-
-def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[_OpenStores]) -> None:
+def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[OpenStores]) -> None:
     lock_fd = _lock_daemon(layout.daemon_lock, writable)
     try:
         if not layout.snapshotter:
@@ -203,7 +210,7 @@ def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[_
         if lock_fd >= 0:
             os.close(lock_fd)
         raise
-    opened.append(_OpenStores(layout, files, lock_fd))
+    opened.append(OpenStores(layout, files, lock_fd))
 
 
 def _lock_daemon(path: str, writable: bool) -> int:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -25,6 +26,7 @@ from asyncmig import (
     Options,
     Outcome,
     RecordError,
+    StoreError,
 )
 from asyncmig.bolt import Db, check
 from asyncmig.bolt.format import NO_FREELIST
@@ -32,6 +34,7 @@ from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
+from asyncmig.synth import synthesize
 from tests.bolt.helpers import patch_metas, read_meta
 from tests.caches import Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
 from tests.states import containerd_state, dump_lines, tree_state
@@ -306,6 +309,51 @@ async def test_a_full_disk_in_the_first_commit_leaves_the_files_as_they_were(
     after = tree_state(worker)
     assert {n: len(content) for n, (_, content) in after.items()} == {n: len(content) for n, (_, content) in before.items()}
     assert dump_lines(worker / "containerdmeta.db")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+async def test_a_disk_that_is_too_full_is_noticed_before_anything_is_changed(small_disk: Path) -> None:
+    worker = Path(synthesize(small_disk / "runc-overlayfs", records=300, bare=True).directory)
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    before = tree_state(worker)
+    for dry_run in (True, False):
+        with (small_disk / "ballast").open("wb") as ballast:
+            ballast.write(bytes(free - 1_000_000))
+        with pytest.raises(
+            StoreError, match=r"needs up to [67]\.\d MB of free space on this file system, and there are 1\.0 MB"
+        ):
+            await asyncmig.migrate(worker, Options(dry_run=dry_run))
+        assert tree_state(worker) == before
+    (small_disk / "ballast").unlink()
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+
+
+@pytest.mark.parametrize("records", [30, 300, 3000])
+async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, tmp_path: Path) -> None:
+    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=records, bare=True).directory)
+    paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
+    files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
+    asked = dict(files.growth(records))
+    files.close()
+    sizes = {path: path.stat().st_size for path in paths}
+    v1 = (worker / "metadata.db").stat().st_size
+    await asyncmig.migrate(worker)
+    for path in paths:
+        grown = path.stat().st_size - sizes[path]
+        assert grown <= asked[str(path)] <= 2 * grown + 200_000
+    v2 = (worker / "metadata_v2.db").stat().st_size
+    assert v2 <= v1 + 1536 * records + 100_000
 
 
 async def test_several_caches_below_one_root_must_be_told_apart(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asyncmig.bolt import Bucket, Checkpoint, Db, Tx, verify_pages
+from asyncmig.bolt import Bucket, Checkpoint, Db, PageFile, Tx, verify_pages
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.errors import LayoutError, StoreError, StrPath, printable
 from asyncmig.paths import exists
@@ -66,6 +66,19 @@ class OfflineFiles:
             if db is None or db.pages is None:
                 raise LayoutError(f"{printable(path)}: {'missing' if db is None else 'empty'}; this cache is not complete")
 
+    def growth(self, leases: int) -> list[tuple[str, int]]:
+        """By how many bytes each file may grow in a migration that makes so many leases.
+
+        Copy-on-write writes every changed page anew: at worst all of them once.  A lease takes a little over two pages more,
+        being a bucket with a bucket in it.  A snapshot in the snapshotter's database takes one page more, because the bucket
+        of labels that it gets keeps it from being stored inline any longer.
+        """
+        with view(self.backend) as tx:
+            snapshots = tx.path_bucket(VERSION, SNAPSHOTS) if tx else None
+            count = sum(1 for _ in snapshots.items()) if snapshots else 0
+        new_pages = ((self.metadata, leases * 9 // 4), (self.backend, count))
+        return [(db.path, _growth(db.pages, pages)) for db, pages in new_pages if db is not None and db.pages is not None]
+
     def close(self) -> None:
         """Close both files, which releases their locks."""
         for db in (self.metadata, self.backend):
@@ -81,6 +94,12 @@ class OfflineFiles:
         """Snapshotters that have snapshots in the namespace."""
         with view(self.metadata) as tx:
             return bucket_names(tx.path_bucket(VERSION, self.namespace, SNAPSHOTS) if tx else None)
+
+
+def _growth(pages: PageFile, new_pages: int) -> int:
+    """What is free within the file, and what is allocated behind its last page, is used first."""
+    in_use = (pages.high_water_mark - len(pages.freelist() or ())) * pages.page_size
+    return max(0, (pages.high_water_mark + new_pages) * pages.page_size - (pages.size - in_use))
 
 
 def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
