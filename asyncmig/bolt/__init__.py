@@ -1,7 +1,7 @@
 """The bbolt file format: reading, checking, editing and bulk building.  Knows nothing of what is stored in it."""
 
 from asyncmig.bolt.bucket import Bucket
-from asyncmig.bolt.build import BucketBuilder, build_file
+from asyncmig.bolt.build import BucketBuilder, build_bucket, build_file
 from asyncmig.bolt.check import CheckResult, Finding, check, verify_pages
 from asyncmig.bolt.cursor import Cursor
 from asyncmig.bolt.db import Db
@@ -24,6 +24,7 @@ __all__ = [
     "PageFile",
     "Tx",
     "Walker",
+    "build_bucket",
     "build_file",
     "check",
     "dump",

@@ -191,14 +191,18 @@ class Bucket:
 
     def create_bucket(self, name: bytes) -> Bucket:
         """Create the nested bucket ``name``.  Raises :class:`BucketError` if the key exists."""
+        self.put_new_bucket(name, _EMPTY_BUCKET)
+        child = self._children[name] = Bucket(self.tx, 0, 0)
+        return child
+
+    def put_new_bucket(self, name: bytes, value: BucketValue) -> None:
+        """Create the nested bucket ``name`` from its value, whose pages this transaction has written already."""
         self._check_write(name)
         existing = self._lookup(name)
         if existing is not None:
             kind = "bucket" if type(existing) is BucketValue else "key"
             raise BucketError(f"{kind} {name[:64]!r} exists already")
-        self._store(name, _EMPTY_BUCKET)
-        child = self._children[name] = Bucket(self.tx, 0, 0)
-        return child
+        self._store(name, value)
 
     def create_bucket_if_not_exists(self, name: bytes) -> Bucket:
         """The nested bucket ``name``, created if it is missing."""

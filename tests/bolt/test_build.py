@@ -7,10 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.bolt import BucketBuilder, BucketValue, build_file
+from asyncmig.bolt import BucketBuilder, BucketValue, Db, build_bucket, build_file
 from asyncmig.bolt.build import Fill
 from asyncmig.errors import BucketError, DatabaseError
-from tests.bolt.helpers import PAGE_SIZES, Model, assert_holds, assert_sound, contents, height, read_meta, trees, updating
+from tests.bolt.helpers import (
+    PAGE_SIZES,
+    Model,
+    assert_holds,
+    assert_sound,
+    contents,
+    height,
+    new_db,
+    read_meta,
+    trees,
+    updating,
+)
 
 
 def build(path: Path, buckets: dict[bytes, Fill], page_size: int = 4096) -> Path:
@@ -201,3 +212,56 @@ def test_an_error_of_the_filler_is_passed_on(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         build(tmp_path / "db", {b"b": fill})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_bucket_built_within_a_transaction(tmp_path: Path, seed: int) -> None:
+    """Built and put buckets side by side, in reused pages too, and changed in the ordinary way afterwards."""
+    rng = random.Random(seed)
+    path = new_db(tmp_path / "db")
+    model = Model()
+    for _ in range(4):
+        with updating(path, fill_percent=rng.choice((0.5, 1.0))) as tx:
+            top = tx.root.create_bucket_if_not_exists(b"top")
+            held = model.entries.setdefault(b"top", Model())
+            assert isinstance(held, Model)
+            for _ in range(rng.randrange(40)):
+                name = b"%04d" % rng.randrange(60)
+                if name in held.entries:
+                    top.delete_bucket(name)
+                    del held.entries[name]
+                    continue
+                inner = Model(0, {b"%d" % i: b"x" * rng.choice((0, 9, 600)) for i in range(rng.randrange(30))})
+                made = Model(0, {b"inner": inner, b"plain": b"y"} if rng.random() < 0.5 else dict(inner.entries))
+                build_bucket(top, name, fill_from(made))
+                held.entries[name] = made
+                if rng.random() < 0.3:
+                    bucket = top.bucket(name)
+                    assert bucket is not None
+                    bucket.put(b"zz", b"later")
+                    made.entries[b"zz"] = b"later"
+        assert_sound(path)
+        assert_holds(path, model)
+
+
+@pytest.mark.parametrize("existing", ["bucket", "key"])
+def test_building_over_something_ends_the_transaction(tmp_path: Path, existing: str) -> None:
+    path = new_db(tmp_path / "db")
+    with updating(path) as tx:
+        top = tx.create_bucket(b"top")
+        if existing == "bucket":
+            top.create_bucket(b"a").put(b"k", b"v")
+        else:
+            top.put(b"a", b"v")
+    before = contents(path)
+    with pytest.raises(BucketError, match=f"{existing} b'a' exists already"), updating(path) as tx:  # noqa: PT012
+        top = tx.root.create_bucket_if_not_exists(b"top")
+        build_bucket(top, b"a", lambda builder: builder.put(b"k", b"other" * 1000))
+    assert contents(path) == before
+    assert_sound(path)
+
+
+def test_building_in_a_read_transaction_is_refused(tmp_path: Path) -> None:
+    path = build(tmp_path / "db", {b"top": lambda _: None})
+    with Db.open(path) as db, db.view() as tx, pytest.raises(BucketError, match="read-only"):
+        build_bucket(tx.root, b"a", lambda _: None)

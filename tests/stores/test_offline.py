@@ -148,7 +148,7 @@ async def test_an_existing_lease_gets_its_resources_only_on_request(stores: Stor
 
 
 async def test_a_resource_of_a_type_that_containerd_refuses(stores: Stores, worker: Path, files: OfflineFiles) -> None:
-    with pytest.raises(StoreError, match="can't hold a resource of type 'nonsense'"):
+    with pytest.raises(StoreError, match="can't hold a resource of type nonsense"):
         await stores.leases.protect_many([Lease("x", {}, (Resource("nonsense", "x"),))], complete_existing=False)
     assert await stores.leases.list_many(["x"]) == [None]
 

@@ -7,10 +7,11 @@ A lease holds ``createdat``, a bucket of labels if it has any, and its resources
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from asyncmig.bolt import Bucket, Checkpoint
+from asyncmig.bolt import Bucket, BucketBuilder, BucketValue, Checkpoint, build_bucket
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import StoreError
+from asyncmig.errors import StoreError, printable
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import CONTENT, CREATED_AT, LABELS, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
 from asyncmig.stores.ports import Lease, Resource
@@ -57,31 +58,51 @@ class OfflineLeases:
                 is_new = name not in bucket
                 created.append(is_new)
                 if is_new:
-                    _create(bucket, name, lease, now)
-                if is_new or complete_existing:
+                    build_bucket(bucket, name, partial(_fill, lease, now))
+                elif complete_existing:
                     _add_resources(bucket.create_bucket_if_not_exists(name), lease.resources)
                     bucket.spill_child(name)
         return created
 
 
-def _create(leases: Bucket, name: bytes, lease: Lease, now: bytes) -> None:
-    entry = leases.create_bucket(name)
+def _fill(lease: Lease, now: bytes, entry: BucketBuilder) -> None:
+    """The entries of a new lease, in key order."""
+    held: dict[tuple[bytes, ...], set[bytes]] = {}
+    for resource in lease.resources:
+        held.setdefault(_place(resource), set()).add(codec.to_bytes(resource.id))
+    if (CONTENT,) in held:
+        entry.put(CONTENT, _flat(entry, dict.fromkeys(held.pop((CONTENT,)), b"")))
     entry.put(CREATED_AT, now)
     if lease.labels:
-        labels = entry.create_bucket(LABELS)
-        for key, value in lease.labels.items():
-            labels.put(codec.to_bytes(key), codec.to_bytes(value))
+        entry.put(LABELS, _flat(entry, {codec.to_bytes(k): codec.to_bytes(v) for k, v in lease.labels.items()}))
+    if held:
+        snapshots = entry.child()
+        for (_, snapshotter), keys in sorted(held.items()):
+            snapshots.put(snapshotter, _flat(entry, dict.fromkeys(keys, b"")))
+        entry.put(SNAPSHOTS, snapshots.finish())
+
+
+def _flat(entry: BucketBuilder, content: dict[bytes, bytes]) -> BucketValue:
+    bucket = entry.child()
+    for key in sorted(content):
+        bucket.put(key, content[key])
+    return bucket.finish()
 
 
 def _add_resources(entry: Bucket, resources: Sequence[Resource]) -> None:
     for resource in resources:
-        kind = codec.to_bytes(resource.type).split(b"/")
-        if kind != [CONTENT] and not (len(kind) == 2 and kind[0] == SNAPSHOTS):
-            raise StoreError(f"a lease can't hold a resource of type {resource.type!r}")
         bucket = entry
-        for name in kind:
+        for name in _place(resource):
             bucket = bucket.create_bucket_if_not_exists(name)
         bucket.put(codec.to_bytes(resource.id), b"")
+
+
+def _place(resource: Resource) -> tuple[bytes, ...]:
+    """Names of the buckets that a resource stands in."""
+    place = tuple(codec.to_bytes(resource.type).split(b"/"))
+    if place != (CONTENT,) and not (len(place) == 2 and place[0] == SNAPSHOTS):
+        raise StoreError(f"a lease can't hold a resource of type {printable(resource.type)}")
+    return place
 
 
 def _read(lease_id: str, entry: Bucket) -> Lease:
