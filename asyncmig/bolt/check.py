@@ -86,14 +86,15 @@ def check(path: str | PathLike[str], *, lock_timeout: float = 0.0, checkpoint: C
         return check_pages(db.pages, checkpoint=checkpoint) if db.pages else CheckResult()
 
 
-def verify_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint) -> None:
-    """Raise :class:`CorruptDatabaseError` for the first thing that :func:`check` would report, lost pages excepted.
+def verify_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint, *, lost_pages: bool = False) -> None:
+    """Raise :class:`CorruptDatabaseError` for the first thing that :func:`check` would report, without ``lost_pages`` those
+    excepted.
 
     Meant for a file that is about to be edited: copy-on-write trusts the freelist, so a page that is both free and in use
     would be overwritten.  A page that is neither wastes its space and nothing else, and bbolt leaves such pages in sound files:
     when a bucket is changed and deleted in one transaction, it forgets some of the buckets inside it (seen with 1.3.6).
     """
-    result = check_pages(pages, checkpoint=checkpoint, lost_pages=False)
+    result = check_pages(pages, checkpoint=checkpoint, lost_pages=lost_pages)
     if result.findings:
         first = result.findings[0]
         raise CorruptDatabaseError(pages.path, first.page, first.cause)

@@ -207,6 +207,25 @@ async def test_page_sizes_and_files_without_freelist(page_size: int, freelist: b
         assert (read_meta(worker / name).freelist == NO_FREELIST) is not freelist
 
 
+@pytest.mark.parametrize("name", ["metadata.db", *ALL_FILES[1:]])
+async def test_lost_pages_are_no_obstacle(name: str, worker: Path) -> None:
+    """bbolt itself leaves pages that are neither free nor in use."""
+    with Db.open(worker / name, writable=True) as db:
+        for i in range(2):
+            with db.update() as tx:
+                tx.create_bucket(b"rubbish %d" % i).put(b"k", b"v" * 50_000)
+            with db.update() as tx:
+                tx.delete_bucket(b"rubbish %d" % i)
+    meta = read_meta(worker / name)
+    raw = bytearray((worker / name).read_bytes())
+    at = meta.freelist * meta.page_size + 10
+    raw[at : at + 2] = (int.from_bytes(raw[at : at + 2], "little") - 3).to_bytes(2, "little")
+    (worker / name).write_bytes(raw)
+    assert [f.cause for f in check(worker / name).findings] == ["neither in use nor on the freelist"] * 3
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+    assert check(worker / "metadata_v2.db").clean
+
+
 async def test_a_named_layout_makes_an_empty_directory_a_worker(tmp_path: Path) -> None:
     assert (await asyncmig.migrate(tmp_path, Options(layout="oci"))).outcome is Outcome.NOTHING_TO_DO
 
