@@ -17,8 +17,9 @@ from asyncmig.errors import AsyncmigError, IncompleteMigrationError, UncertainCo
 from asyncmig.migration.blobs import find_blobs
 from asyncmig.migration.cache import Cache, stepping
 from asyncmig.migration.chains import compute_chains
+from asyncmig.migration.journal import Journal
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.protect import plan_leases, protect, verify
+from asyncmig.migration.protect import LeasePlan, plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import release
 from asyncmig.migration.report import Notice
@@ -38,8 +39,9 @@ class Pipeline:
         self.target = target
         self.progress = progress
         self._new: NewDatabase | None = None
-        self._leases: list[Lease] = []
-        self._made: list[Lease] = []  # leases whose resources were added
+        self._journal = Journal(target)
+        self._plan = LeasePlan([], [])
+        self._doubtful: list[Lease] = []  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
 
     async def prepare(self) -> None:
@@ -57,7 +59,14 @@ class Pipeline:
         async with self._stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
             await in_thread(self._count)
-        self._leases = await plan_leases(cache, self.stores)
+        self._plan = await plan_leases(cache, self.stores, await in_thread(self._read_journal))
+
+    def _read_journal(self, _: Checkpoint) -> frozenset[str] | None:
+        found = self._journal.read()
+        if found is not None:
+            text = "an earlier run was interrupted while it made leases; this one completes them"
+            self.cache.report.notices.append(Notice("interrupted-before", "", text))
+        return found
 
     def _read(self, checkpoint: Checkpoint) -> None:
         cache = self.cache
@@ -105,6 +114,7 @@ class Pipeline:
 
     def _publish(self, _: Checkpoint) -> None:
         assert self._new is not None
+        self._journal.remove()
         self._new.publish()
 
     async def _tail(self) -> None:
@@ -120,17 +130,23 @@ class Pipeline:
     async def _tail_stage(self, stage: Stage) -> None:
         match stage:
             case Stage.PROTECT:
-                self._changed = not self.stores.leases.atomic
-                self._made = await protect(self.cache, self._leases, self.stores.leases)
-                self._changed = True
+                await self._protect()
             case Stage.VERIFY:
-                await verify(self._made, self.stores.leases)
+                await verify(self._doubtful, self.stores.leases)
             case Stage.RELEASE:
                 await release(self.cache, self.stores)
             case Stage.PUBLISH:
                 await in_thread(self._publish)
             case _:
                 raise AssertionError(stage)
+
+    async def _protect(self) -> None:
+        if not self.stores.leases.atomic:
+            if not self.cache.semantics.completes_existing_leases:
+                await in_thread(lambda _: self._journal.write(self._plan.left_alone))
+            self._changed = True
+        self._doubtful = await protect(self.cache, self._plan, self.stores.leases)
+        self._changed = True
 
     @asynccontextmanager
     async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache, stepping
 from asyncmig.migration.report import Notice
-from asyncmig.stores.ports import Lease, LeaseStore, Resource, Stores
+from asyncmig.stores.ports import Lease, LeaseStore, Protected, Resource, Stores
 
 FLAT = "containerd.io/gc.flat"
 """Label of a lease whose resources don't protect what their labels refer to (containerd ``metadata/gc.go``)."""
 
 
-async def plan_leases(cache: Cache, stores: Stores) -> list[Lease]:
+@dataclass(slots=True)
+class LeasePlan:
+    """What is to be done about leases.
+
+    ``leases`` are to be made, or completed; those of ``left_alone`` exist and stay as they are.
+    """
+
+    leases: list[Lease]
+    left_alone: list[str]
+
+
+async def plan_leases(cache: Cache, stores: Stores, found_before: frozenset[str] | None) -> LeasePlan:
     """The leases of all records.
 
-    A lease that is there already but does not protect what its record has, and will not be completed, is reported: the next
-    garbage collection may take the data.
+    ``found_before``: the leases that an interrupted run found, ``None`` if there was none; what exists besides is its work.
+    A lease that is left alone and does not protect what its record has is reported: the next garbage collection may take the
+    data.
     """
     leases = await in_thread(_leases, cache, stores.snapshots.snapshotter)
+    if cache.semantics.completes_existing_leases:
+        return LeasePlan(leases, [])
     existing = await stores.leases.list_many(await in_thread(_names, leases))
-    if not cache.semantics.completes_existing_leases:
-        await in_thread(_note_incomplete, cache, leases, existing)
-    return leases
+    return await in_thread(_leave_alone, cache, leases, existing, found_before)
 
 
 def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[Lease]:
@@ -44,30 +57,43 @@ def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
     return [lease.id for lease in leases]
 
 
-def _note_incomplete(checkpoint: Checkpoint, cache: Cache, leases: list[Lease], existing: list[Lease | None]) -> None:
+def _leave_alone(
+    checkpoint: Checkpoint,
+    cache: Cache,
+    leases: list[Lease],
+    existing: list[Lease | None],
+    found_before: frozenset[str] | None,
+) -> LeasePlan:
+    plan = LeasePlan([], [])
     for lease, found in zip(leases, existing, strict=True):
         checkpoint()
-        lacking = set(lease.resources).difference(found.resources) if found else ()
+        if found is None or (found_before is not None and lease.id not in found_before):
+            plan.leases.append(lease)
+            continue
+        plan.left_alone.append(lease.id)
+        lacking = set(lease.resources).difference(found.resources)
         if lacking:
             names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
             text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
             cache.report.notices.append(Notice("lease-incomplete", lease.id, text))
+    return plan
 
 
-async def protect(cache: Cache, leases: list[Lease], store: LeaseStore) -> list[Lease]:
-    """Make the leases; returns those whose resources were added."""
-    complete = cache.semantics.completes_existing_leases
-    created = await store.protect_many(leases, complete_existing=complete)
-    return await in_thread(_created, cache, leases, created)
+async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> list[Lease]:
+    """Make the leases; returns those that are to be read back."""
+    outcomes = await store.protect_many(plan.leases)
+    return await in_thread(_protected, cache, plan, outcomes)
 
 
-def _created(checkpoint: Checkpoint, cache: Cache, leases: list[Lease], created: list[bool]) -> list[Lease]:
-    counts = cache.report.counts
-    counts.leases_created = sum(created)
-    counts.leases_existing = len(created) - counts.leases_created
-    if cache.semantics.completes_existing_leases:
-        return leases
-    return [lease for lease, is_new in zip(leases, created, strict=True) if is_new]
+def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: list[Protected]) -> list[Lease]:
+    counts, doubtful = cache.report.counts, []
+    for lease, outcome in zip(plan.leases, outcomes, strict=True):
+        checkpoint()
+        counts.leases_created += outcome.is_new
+        if not outcome.confirmed:
+            doubtful.append(lease)
+    counts.leases_existing = len(plan.left_alone) + len(outcomes) - counts.leases_created
+    return doubtful
 
 
 async def verify(leases: list[Lease], store: LeaseStore) -> None:

@@ -65,6 +65,9 @@ class Report:
     namespace: str = ""
     edited: list[str] = field(default_factory=list)
     """The databases that a migration edits, besides making the new one."""
+    address: str = ""
+    """Socket of the running containerd that has the stores, and ``server`` its version; "" if they are in files."""
+    server: str = ""
     counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from asyncmig.stores.fanout import fan_out
-from asyncmig.stores.ports import ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
+from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 
 
 @dataclass(slots=True)
@@ -120,15 +120,15 @@ class _Leases:
         lease = self._state.leases.get(lease_id)
         return Lease(lease_id, dict(lease.labels), tuple(lease.resources)) if lease else None
 
-    async def protect_many(self, leases: Sequence[Lease], *, complete_existing: bool) -> list[bool]:
-        async def protect(lease: Lease) -> bool:
+    async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
+        async def protect(lease: Lease) -> Protected:
             await self._state.on_call("create lease", lease.id)
             is_new = lease.id not in self._state.leases
             stored = self._state.leases.setdefault(lease.id, MemoryLease(dict(lease.labels)))
-            for resource in lease.resources if is_new or complete_existing else ():
+            for resource in lease.resources:
                 await self._state.on_call("add resource", f"{lease.id} {resource.type} {resource.id}")
                 stored.resources.add(resource)
-            return is_new
+            return Protected(is_new, confirmed=False)
 
         return await fan_out(protect, leases, concurrency=self._state.concurrency)
 

@@ -58,6 +58,17 @@ class Lease:
     resources: tuple[Resource, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """What became of a lease that was to be made.
+
+    ``confirmed``: the store has acknowledged each step of making it, so it need not be read back.
+    """
+
+    is_new: bool
+    confirmed: bool
+
+
 class ContentStore(Protocol):
     """Blobs, by digest."""
 
@@ -103,10 +114,10 @@ class LeaseStore(Protocol):
         """Each lease with labels and resources, in order; ``None`` for one that does not exist."""
         ...
 
-    async def protect_many(self, leases: Sequence[Lease], *, complete_existing: bool) -> list[bool]:
-        """Create each lease, then add its resources; tells for each, in order, whether it was new.
+    async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
+        """Make sure that each lease exists and holds its resources; tells what became of each, in order.
 
-        A lease that exists keeps its labels; its resources are added only with ``complete_existing``.
+        A lease that exists keeps its labels, and what it holds besides.
         """
         ...
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from asyncmig.errors import IncompleteMigrationError, RecordError, StoreError
+from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError, StoreError
+from asyncmig.migration.journal import Journal
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
 from asyncmig.stores.memory import MemoryLease, MemoryStores
@@ -105,29 +106,63 @@ async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_pa
         state.on_call = Calls(at, fail)
         with pytest.raises(StoreError if at < tail else IncompleteMigrationError, match="out of order"):
             await migrate_with(worker, state.stores())
-        assert tree_state(worker) == before, "no file is left behind"
         if at < tail:
+            assert tree_state(worker) == before, "no file is left behind"
             assert not state.leases
             assert labels_of(state) == labels
+        else:
+            assert set(tree_state(worker)) - set(before) == {"metadata_v2.db.journal"}
         state.on_call = Calls()
-        if at >= tail:
-            complete_interrupted_leases(state)
         await migrate_with(worker, state.stores())
         assert finished(state, worker) == expected
         (worker / "metadata_v2.db").unlink()
+        assert tree_state(worker) == before
 
 
-def complete_interrupted_leases(state: MemoryStores) -> None:
-    """Stand in for what upstream's semantics can't do over single calls: finish a lease that a failure cut short.
+async def test_a_rerun_completes_its_own_leases_and_leaves_foreign_ones_alone(worker: Path) -> None:
+    """Upstream can't tell them apart: it skips both, and what its own half-made leases lack is lost."""
 
-    Upstream skips a lease that exists.  The offline stores make all leases in one transaction, so there it can't happen.
-    """
-    cache = sample_cache()
-    for name, lease in state.leases.items():
-        lease.resources.add(Resource("snapshots/overlayfs", name))
-        blob = digest(f"blob {name}")
-        if blob in cache.blobs:
-            lease.resources.add(Resource("content", blob))
+    async def fail(verb: str, name: str) -> None:
+        if name == f"b content {digest('blob b')}":
+            raise StoreError("the connection has gone")
+
+    state = sample_cache().in_memory(concurrency=1)
+    state.leases["a"] = MemoryLease({"mine": "1"})
+    state.on_call = fail
+    with pytest.raises(IncompleteMigrationError, match="stage protect: the connection has gone"):
+        await migrate_with(worker, state.stores())
+    assert state.leases["b"].resources == {Resource("snapshots/overlayfs", "b")}
+
+    state.on_call = Calls()
+    report = await migrate_with(worker, state.stores())
+    assert state.leases["b"].resources == {Resource("snapshots/overlayfs", "b"), Resource("content", digest("blob b"))}
+    assert state.leases["a"] == MemoryLease({"mine": "1"})
+    assert {n.code for n in report.notices} >= {"interrupted-before", "lease-incomplete"}
+    assert (report.counts.leases_created, report.counts.leases_existing) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"asyncmig_journal": 2, "existing_leases": []}', '{"asyncmig_journal": 1}']
+)
+async def test_a_journal_that_is_none_stops_the_migration(content: str, worker: Path) -> None:
+    worker.joinpath("metadata_v2.db.journal").write_text(content)
+    before = tree_state(worker)
+    state = sample_cache().in_memory()
+    with pytest.raises(DatabaseError, match=r"metadata_v2\.db\.journal: not a journal of this version"):
+        await migrate_with(worker, state.stores())
+    assert not state.leases
+    assert tree_state(worker) == before
+
+
+def test_a_journal_keeps_what_the_first_run_found(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "metadata_v2.db"))
+    assert journal.read() is None
+    journal.write(["a", "bad\udcff", "\u2028"])
+    journal.write(["b"])
+    assert journal.read() == frozenset({"a", "bad\udcff", "\u2028"})
+    journal.remove()
+    journal.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_cancellation_at_any_call_changes_nothing_or_completes(worker: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from asyncmig.bolt import Db
 from asyncmig.errors import LayoutError, StoreError
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
-from asyncmig.stores.ports import ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
+from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 from tests.caches import ROOT, Snapshot, V1Cache, digest, sample_cache
 
 pytestmark = pytest.mark.anyio
@@ -128,7 +128,7 @@ async def test_removing_a_label_that_is_not_there_makes_the_bucket_as_containerd
 
 async def test_leases_are_made_with_labels_and_resources(stores: Stores, files: OfflineFiles) -> None:
     wanted = Lease("x", {"l": "v"}, (Resource("snapshots/overlayfs", "x"), Resource("content", digest("b"))))
-    assert await stores.leases.protect_many([wanted, Lease("y")], complete_existing=False) == [True, True]
+    assert [made.is_new for made in await stores.leases.protect_many([wanted, Lease("y")])] == [True, True]
     found = await stores.leases.list_many(["x", "y", "z"])
     assert found[0] is not None
     assert (found[0].labels, set(found[0].resources)) == (wanted.labels, set(wanted.resources))
@@ -138,18 +138,16 @@ async def test_leases_are_made_with_labels_and_resources(stores: Stores, files: 
     assert set(read(files.metadata, b"v1", b"buildkit", b"leases", b"y")) == {b"createdat"}
 
 
-async def test_an_existing_lease_gets_its_resources_only_on_request(stores: Stores) -> None:
-    await stores.leases.protect_many([Lease("x", {"l": "1"})], complete_existing=False)
+async def test_an_existing_lease_keeps_its_labels_and_gets_the_resources(stores: Stores) -> None:
+    await stores.leases.protect_many([Lease("x", {"l": "1"})])
     more = Lease("x", {"l": "2"}, (Resource("content", digest("b")),))
-    assert await stores.leases.protect_many([more], complete_existing=False) == [False]
-    assert await stores.leases.list_many(["x"]) == [Lease("x", {"l": "1"})]
-    assert await stores.leases.protect_many([more], complete_existing=True) == [False]
+    assert await stores.leases.protect_many([more]) == [Protected(is_new=False, confirmed=False)]
     assert await stores.leases.list_many(["x"]) == [Lease("x", {"l": "1"}, more.resources)]
 
 
 async def test_a_resource_of_a_type_that_containerd_refuses(stores: Stores, worker: Path, files: OfflineFiles) -> None:
     with pytest.raises(StoreError, match="can't hold a resource of type nonsense"):
-        await stores.leases.protect_many([Lease("x", {}, (Resource("nonsense", "x"),))], complete_existing=False)
+        await stores.leases.protect_many([Lease("x", {}, (Resource("nonsense", "x"),))])
     assert await stores.leases.list_many(["x"]) == [None]
 
 
@@ -158,7 +156,7 @@ async def test_many_of_each_kind_in_one_transaction(stores: Stores, files: Offli
     assert files.metadata.pages is not None
     before = files.metadata.pages.meta.txid
     leases = [Lease(f"{i:05}", {"l": "v"}, (Resource("snapshots/overlayfs", f"{i:05}"),)) for i in range(3000)]
-    assert all(await stores.leases.protect_many(leases, complete_existing=False))
+    assert all(made.is_new for made in await stores.leases.protect_many(leases))
     assert files.metadata.pages.meta.txid == before + 1
     assert await stores.leases.list_many([lease.id for lease in leases]) == leases
 
@@ -172,9 +170,9 @@ async def test_missing_files_are_empty_stores(tmp_path: Path) -> None:
     assert await stores.snapshots.views() == []
     assert await stores.content.info_many([digest("a")]) == [None]
     assert await stores.leases.list_many(["a"]) == [None]
-    assert await stores.leases.protect_many([], complete_existing=False) == []
+    assert await stores.leases.protect_many([]) == []
     with pytest.raises(StoreError, match="does not exist"):
-        await stores.leases.protect_many([Lease("a")], complete_existing=False)
+        await stores.leases.protect_many([Lease("a")])
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
 
 
@@ -182,7 +180,7 @@ async def test_calls_without_items_write_nothing(stores: Stores, worker: Path) -
     before = (worker / "containerdmeta.db").read_bytes()
     await stores.snapshots.remove_label_many([], ROOT)
     await stores.content.remove_label_many([], ROOT)
-    await stores.leases.protect_many([], complete_existing=True)
+    await stores.leases.protect_many([])
     assert (worker / "containerdmeta.db").read_bytes() == before
 
 

@@ -14,7 +14,11 @@ from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import CONTENT, CREATED_AT, LABELS, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
-from asyncmig.stores.ports import Lease, Resource
+from asyncmig.stores.ports import Lease, Protected, Resource
+
+# Reading all leases back costs one transaction; it shows that what was written is what was meant.
+_NEW = Protected(is_new=True, confirmed=False)
+_EXISTING = Protected(is_new=False, confirmed=False)
 
 
 class OfflineLeases:
@@ -42,27 +46,27 @@ class OfflineLeases:
                 result.append(_read(lease_id, lease) if lease else None)
         return result
 
-    async def protect_many(self, leases: Sequence[Lease], *, complete_existing: bool) -> list[bool]:
-        """Create all leases with their resources in one transaction: a cancelled call has no effect."""
-        return await in_thread(self._protect_many, leases, complete_existing)
+    async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
+        """Make all leases with their resources in one transaction: a cancelled call has no effect."""
+        return await in_thread(self._protect_many, leases)
 
-    def _protect_many(self, checkpoint: Checkpoint, leases: Sequence[Lease], complete_existing: bool) -> list[bool]:
+    def _protect_many(self, checkpoint: Checkpoint, leases: Sequence[Lease]) -> list[Protected]:
         if not leases:
             return []
-        now, created = codec.now(), []
+        now, outcomes = codec.now(), []
         with update(self._files.metadata) as tx:
             bucket = tx.create_path(VERSION, self._files.namespace, LEASES)
             for lease in leases:
                 checkpoint()
                 name = codec.to_bytes(lease.id)
                 is_new = name not in bucket
-                created.append(is_new)
+                outcomes.append(_NEW if is_new else _EXISTING)
                 if is_new:
                     build_bucket(bucket, name, partial(_fill, lease, now))
-                elif complete_existing:
+                else:
                     _add_resources(bucket.create_bucket_if_not_exists(name), lease.resources)
                     bucket.spill_child(name)
-        return created
+        return outcomes
 
 
 def _fill(lease: Lease, now: bytes, entry: BucketBuilder) -> None:
