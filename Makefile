@@ -1,13 +1,14 @@
 # make demo    set everything up, make a v1 cache, migrate it offline, show before and after
 # make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
 # make lint    ruff and mypy
+# make protos  compile protos/ anew
 # make bench   measure, on this machine
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench tools clean
+.PHONY: demo test lint format protos bench tools clean
 
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
@@ -23,6 +24,9 @@ lint: $(VENV)/.ready-dev
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+protos: $(VENV)/.ready-dev
+	$(BIN)/python scripts/compile_protos.py asyncmig/stores/containerd/_pb
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/offline.py $(BENCH_ARGS)
