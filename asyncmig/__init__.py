@@ -8,6 +8,8 @@ from asyncmig.api import Options, migrate
 from asyncmig.errors import (
     AsyncmigError,
     BucketError,
+    ContainerdError,
+    ContainerdUnavailableError,
     CorruptDatabaseError,
     DatabaseError,
     DatabaseLockedError,
@@ -22,6 +24,8 @@ from asyncmig.migration.report import Counts, Notice, Outcome, Report
 __all__ = [
     "AsyncmigError",
     "BucketError",
+    "ContainerdError",
+    "ContainerdUnavailableError",
     "CorruptDatabaseError",
     "Counts",
     "DatabaseError",

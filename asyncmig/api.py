@@ -12,12 +12,13 @@ from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, DatabaseLockedError, LayoutError, StoreError, StrPath, printable
-from asyncmig.layouts import Layout, OpenStores, find_layout, open_stores
+from asyncmig.layouts import Layout, find_layout
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.report import Notice, Outcome, Report
 from asyncmig.migration.semantics import SEMANTICS
+from asyncmig.opening import OpenStores, open_stores
 from asyncmig.paths import exists
 
 
@@ -25,21 +26,39 @@ from asyncmig.paths import exists
 class Options:
     """How to migrate.
 
-    ``semantics``: what to write, a name of :data:`SEMANTICS`.  ``layout``: ``auto`` or ``oci``.  ``snapshotter``: its name;
-    told from the directory if ``None``.  ``namespace``: containerd's.  ``containerd_root``: root directory of a stopped
-    containerd that has the stores; ``None`` if they lie in the worker directory.  ``dry_run``: change nothing.
+    ``semantics``: what to write, a name of :data:`SEMANTICS`.  ``layout``: ``oci`` (the stores lie in the worker directory),
+    ``containerd`` (they are in a containerd) or ``auto``.  ``snapshotter``: its name; told from the directory if ``None``.
+    ``dry_run``: change nothing.
+
+    For a cache in a containerd: ``containerd_root`` is the root directory of a stopped one; otherwise it must run, and
+    ``address`` is its unix socket (a path, or ``unix:///path``; ``None``: ``$CONTAINERD_ADDRESS``, or
+    ``/run/containerd/containerd.sock``).  ``namespace``: containerd's (``None``: ``$CONTAINERD_NAMESPACE``, or ``buildkit``).
+    ``concurrency``: calls at a time to a running containerd.  ``timeout``: seconds for which one that has gone, or does not
+    answer, is waited for before the migration fails.
     """
 
     semantics: str = "upstream"
     layout: str = "auto"
     snapshotter: str | None = None
-    namespace: str = "buildkit"
+    namespace: str | None = None
     containerd_root: StrPath | None = None
+    address: str | None = None
+    concurrency: int = 16
+    timeout: float = 120.0
     dry_run: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`AsyncmigError` for a value that makes no sense."""
+        if self.semantics not in SEMANTICS:
+            raise AsyncmigError(f"unknown semantics {printable(self.semantics)}; choose from {', '.join(SEMANTICS)}")
+        if self.concurrency < 1:
+            raise AsyncmigError(f"concurrency {self.concurrency}: at least one call at a time is needed")
+        if not 0 <= self.timeout < float("inf"):
+            raise AsyncmigError(f"timeout {self.timeout}: give a number of seconds")
 
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
-    """Migrate the v1 cache at ``path`` in place; the daemon that uses it must be stopped.
+    """Migrate the v1 cache at ``path`` in place; the buildkitd that uses it must be stopped.
 
     ``path`` is a worker directory or a BuildKit root holding one.  Works under asyncio and trio; all blocking work is done
     in worker threads.  A cache that is migrated already, or that has no v1 database, is left alone.
@@ -51,8 +70,7 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
     """
     options = options or Options()
-    if options.semantics not in SEMANTICS:
-        raise AsyncmigError(f"unknown semantics {printable(options.semantics)}; choose from {', '.join(SEMANTICS)}")
+    options.check()
     layout = await in_thread(
         lambda _: find_layout(
             path,
@@ -60,6 +78,7 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
             snapshotter=options.snapshotter,
             namespace=options.namespace,
             containerd_root=options.containerd_root,
+            address=options.address,
         )
     )
     progress = GuardedProgress(progress or Progress())
@@ -69,13 +88,16 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     async with AsyncExitStack() as stack:
         progress.stage(Stage.OPEN, None)
         with report.timed(Stage.OPEN):
-            opened = await stack.enter_async_context(open_stores(layout, writable=not options.dry_run))
+            opened = await stack.enter_async_context(
+                open_stores(layout, writable=not options.dry_run, concurrency=options.concurrency, patience=options.timeout)
+            )
             layout = opened.layout
             if await in_thread(_finished, layout, report):  # another asyncmig was quicker, before the locks were taken
                 return report
             database = await stack.enter_async_context(_open_database(layout, options.dry_run))
         report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
-        pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), opened.stores(), layout.v2, progress)
+        report.address, report.server = layout.address or "", opened.server
+        pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), opened.stores, layout.v2, progress)
         await pipeline.prepare()
         await in_thread(_check_room, opened, report.counts.records)
         if options.dry_run:
@@ -123,7 +145,7 @@ def _check_room(_: Checkpoint, opened: OpenStores, records: int) -> None:
     needed: dict[int, int] = {}
     places: dict[int, str] = {}
     new = os.stat(layout.v1).st_size + _V2_BYTES_PER_RECORD * records
-    for path, size in ((layout.directory, new), *opened.files.growth(records)):
+    for path, size in ((layout.directory, new), *opened.growth(records)):
         device = os.stat(path).st_dev
         needed[device] = needed.get(device, 0) + size
         places.setdefault(device, path)

@@ -11,6 +11,8 @@ import os
 __all__ = [
     "AsyncmigError",
     "BucketError",
+    "ContainerdError",
+    "ContainerdUnavailableError",
     "CorruptDatabaseError",
     "DatabaseError",
     "DatabaseLockedError",
@@ -83,6 +85,23 @@ class RecordError(AsyncmigError):
 
 class StoreError(AsyncmigError):
     """A content, snapshot or lease store did not do what it was asked."""
+
+
+class ContainerdError(StoreError):
+    """A running containerd refused a call, or answered what it must not.
+
+    ``address`` is its socket, ``call`` what was asked of it, ``cause`` one sentence with the remedy if there is one.
+    """
+
+    def __init__(self, address: str, call: str, cause: str) -> None:
+        super().__init__(f"containerd at {printable(address)}: {printable(call)}: {printable(cause)}")
+        self.address = address
+        self.call = call
+        self.cause = cause
+
+
+class ContainerdUnavailableError(ContainerdError):
+    """containerd could not be reached, or did not answer, for as long as it was waited for."""
 
 
 class IncompleteMigrationError(AsyncmigError):

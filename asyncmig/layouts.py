@@ -1,37 +1,36 @@
-"""What is this directory?  From a path to the files of one cache, and from those to its stores."""
+"""What is this directory?  From a path to the places of one cache."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, run_uncancellable
-from asyncmig.errors import DatabaseLockedError, LayoutError, StrPath, printable
+from asyncmig.errors import LayoutError, StrPath, printable
 from asyncmig.paths import exists
-from asyncmig.stores.offline import OfflineFiles, offline_stores
-from asyncmig.stores.ports import Stores
+from asyncmig.stores.containerd.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, NAMESPACE_VARIABLE, socket_path
 
 V1 = "metadata.db"
 V2 = "metadata_v2.db"
 _CONTAINERD_META = "containerdmeta.db"
 _DAEMON_LOCK = "buildkitd.lock"
 _WORKER_NAME = re.compile(r"(runc|containerd)-(.+)")
-_DEFAULT_SNAPSHOTTER = "overlayfs"
+DEFAULT_SNAPSHOTTER = "overlayfs"
+"""What every BuildKit took that made v1 caches in containerd, and containerd's own default."""
+DEFAULT_NAMESPACE = "buildkit"
+LAYOUTS = ("auto", "oci", "containerd")
 _DOCKER_SNAPSHOTS = "snapshots.db"
 _NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db), which this version of asyncmig can't migrate yet"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The files of one cache.
+    """The places of one cache.
 
-    ``directory`` is the worker directory; ``snapshotter`` is "" while it is not known; ``containerd_root`` is the root of a
-    stopped containerd that has the stores, ``None`` if they lie in the worker directory.
+    ``name`` is ``oci`` or ``containerd``; ``directory`` is the worker directory; ``snapshotter`` is "" while it is not known.
+    The stores are in a running containerd if ``address`` is given, its socket; in the files of a stopped one if
+    ``containerd_root`` is, its root; otherwise in the worker directory.
     Sources of the paths: moby/buildkit ``worker/runc/runc.go``, containerd's plugin ids.
     """
 
@@ -40,6 +39,7 @@ class Layout:
     namespace: str
     snapshotter: str = ""
     containerd_root: str | None = None
+    address: str | None = None
 
     @property
     def v1(self) -> str:
@@ -53,8 +53,8 @@ class Layout:
 
     @property
     def edited(self) -> list[str]:
-        """The databases that a migration edits."""
-        return [self.containerd_metadata, self.snapshotter_metadata]
+        """The databases that a migration edits; a running containerd edits its own."""
+        return [] if self.address else [self.containerd_metadata, self.snapshotter_metadata]
 
     @property
     def daemon_lock(self) -> str:
@@ -84,16 +84,20 @@ def find_layout(
     *,
     layout: str = "auto",
     snapshotter: str | None = None,
-    namespace: str = "buildkit",
+    namespace: str | None = None,
     containerd_root: StrPath | None = None,
+    address: str | None = None,
 ) -> Layout:
     """The cache at ``path``: a worker directory (``runc-overlayfs``) or a BuildKit root that holds one.
 
-    ``layout`` is ``auto`` or ``oci``.  Raises :class:`LayoutError` if there is no cache, if there are several, or if its
-    stores are out of reach.  Blocking, but only looks at a few directory entries.
+    ``layout`` is one of :data:`LAYOUTS`.  What is ``None`` is told from the directory; for the containerd layout, namespace and
+    address are then those of the environment that ctr looks at, too.  Raises :class:`LayoutError` if there is no cache, if
+    there are several, or if its stores are out of reach.  Blocking, but only looks at a few directory entries.
     """
-    if layout not in ("auto", "oci"):
-        raise LayoutError(f"unknown layout {printable(layout)}; choose auto or oci")
+    if layout not in LAYOUTS:
+        raise LayoutError(f"unknown layout {printable(layout)}; choose {', '.join(LAYOUTS)}")
+    if address is not None and containerd_root is not None:
+        raise LayoutError("a running containerd (address) and a stopped one (containerd root) exclude each other")
     if not os.fspath(path):
         raise LayoutError("the path is empty")
     directory = os.path.abspath(os.fspath(path))
@@ -101,11 +105,33 @@ def find_layout(
         raise LayoutError(f"{printable(directory)}: not a directory")
     worker = directory if _is_worker(directory) else _only_worker(directory, is_named=layout != "auto")
     match = _WORKER_NAME.fullmatch(os.path.basename(worker))
-    root = os.path.abspath(os.fspath(containerd_root)) if containerd_root is not None else None
-    name = snapshotter or (match[2] if match else "")
-    found = Layout("oci" if root is None else "containerd", worker, namespace, name, root)
-    _check_reachable(found, match)
+    name = layout
+    if layout == "auto":
+        named = address is not None or containerd_root is not None
+        name = "containerd" if named or _looks_like_containerd(worker, match) else "oci"
+    found = Layout(name, worker, namespace or DEFAULT_NAMESPACE, snapshotter or (match[2] if match else ""))
+    if name == "containerd":
+        found = _in_containerd(found, namespace, containerd_root, address)
+    _check_reachable(found)
     return found
+
+
+def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
+    """Whether the stores of this worker are not in its directory."""
+    if match:
+        return match[1] == "containerd"
+    stores = (_CONTAINERD_META, _DOCKER_SNAPSHOTS, "content", "snapshots")
+    return all(exists(os.path.join(worker, name)) for name in (V1, "workerid")) and not any(
+        exists(os.path.join(worker, name)) for name in stores
+    )
+
+
+def _in_containerd(found: Layout, namespace: str | None, containerd_root: StrPath | None, address: str | None) -> Layout:
+    namespace = namespace or os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE
+    if containerd_root is not None:
+        return replace(found, namespace=namespace, containerd_root=os.path.abspath(os.fspath(containerd_root)))
+    socket = socket_path(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+    return replace(found, namespace=namespace, address=socket, snapshotter=found.snapshotter or DEFAULT_SNAPSHOTTER)
 
 
 def _is_worker(directory: str) -> bool:
@@ -140,105 +166,15 @@ def _names(paths: Iterable[str]) -> str:
     return ", ".join(printable(os.path.basename(p)) for p in paths)
 
 
-def _check_reachable(layout: Layout, worker: re.Match[str] | None) -> None:
+def _check_reachable(layout: Layout) -> None:
     if exists(layout.v2) or not exists(layout.v1):
         return  # nothing to be done, so nothing to be reached
     if exists(os.path.join(layout.directory, _DOCKER_SNAPSHOTS)):
         raise LayoutError(f"{printable(layout.directory)}: {_NO_DOCKER}")
-    if worker and worker[1] == "containerd" and layout.containerd_root is None:
+    if layout.name == "containerd" and exists(os.path.join(layout.directory, _CONTAINERD_META)):
         raise LayoutError(
-            f"{printable(layout.directory)}: the snapshots of this cache lie in containerd; stop containerd and name its "
-            "root directory with --containerd-root (usually /var/lib/containerd)"
+            f"{printable(layout.directory)}: the stores of this cache lie in the directory itself ({_CONTAINERD_META}), "
+            "not in a containerd; leave out --address, --containerd-root and --layout"
         )
     if layout.containerd_root is not None and not exists(layout.containerd_metadata):
         raise LayoutError(f"{printable(layout.containerd_metadata)}: not there; is this the root directory of a containerd?")
-
-
-@dataclass(frozen=True, slots=True)
-class OpenStores:
-    """The stores of a cache, locked; ``layout`` with the snapshotter settled."""
-
-    layout: Layout
-    files: OfflineFiles
-    lock_fd: int
-
-    def stores(self) -> Stores:
-        """The ports."""
-        return offline_stores(self.files, self.layout.snapshotter)
-
-    def close(self) -> None:
-        """Release all locks."""
-        self.files.close()
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)
-
-
-@asynccontextmanager
-async def open_stores(layout: Layout, *, writable: bool) -> AsyncIterator[OpenStores]:
-    """The stores of the cache, locked against every other process until the end.
-
-    Raises :class:`DatabaseLockedError` while a daemon runs.  Without ``writable`` only shared locks are taken and nothing
-    can be changed.
-    """
-    # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
-    opened: list[OpenStores] = []
-    try:
-        await in_thread(_open, layout, writable, opened)
-        yield opened[0]
-    finally:
-
-        def close(_: Checkpoint) -> None:
-            for stores in opened:
-                stores.close()
-
-        await run_uncancellable(lambda: in_thread(close))
-
-
-def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[OpenStores]) -> None:
-    lock_fd = _lock_daemon(layout.daemon_lock, writable)
-    try:
-        if not layout.snapshotter:
-            layout = _settle_snapshotter(layout)
-        files = OfflineFiles.open(
-            layout.containerd_metadata,
-            layout.snapshotter_metadata,
-            namespace=layout.namespace,
-            writable=writable,
-            checkpoint=checkpoint,
-        )
-    except BaseException:
-        if lock_fd >= 0:
-            os.close(lock_fd)
-        raise
-    opened.append(OpenStores(layout, files, lock_fd))
-
-
-def _lock_daemon(path: str, writable: bool) -> int:
-    """Take the lock that buildkitd holds while it runs, if the file is there; -1 if not."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return -1
-    except OSError as error:
-        raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise DatabaseLockedError(path) from None
-    return fd
-
-
-def _settle_snapshotter(layout: Layout) -> Layout:
-    """Tell the snapshotter from the metadata database when the directory's name does not tell it."""
-    files = OfflineFiles.open(layout.containerd_metadata, "", namespace=layout.namespace, writable=False)
-    try:
-        found = files.snapshotters()
-    finally:
-        files.close()
-    if len(found) > 1:
-        raise LayoutError(
-            f"{printable(layout.containerd_metadata)}: has snapshots of several snapshotters, "
-            f"name one with --snapshotter: {', '.join(map(printable, found))}"
-        )
-    return replace(layout, snapshotter=found[0] if found else _DEFAULT_SNAPSHOTTER)

@@ -15,6 +15,7 @@ import asyncmig
 from asyncmig.cli.progress import show_progress
 from asyncmig.cli.run import Interrupted, run
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, printable
+from asyncmig.layouts import LAYOUTS
 from asyncmig.migration.report import REPORT_VERSION, Outcome, Report
 from asyncmig.migration.semantics import SEMANTICS
 
@@ -24,10 +25,34 @@ _MAX_NOTICES = 20
 @click.command()
 @click.argument("path", type=click.Path())
 @click.option("--semantics", type=click.Choice(sorted(SEMANTICS)), default="upstream", show_default=True, help="What to write.")
-@click.option("--layout", type=click.Choice(["auto", "oci"]), default="auto", show_default=True, help="Kind of cache.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="Kind of cache.")
 @click.option("--snapshotter", metavar="NAME", help="Told from the directory's name if not given.")
-@click.option("--namespace", metavar="NS", default="buildkit", show_default=True, help="containerd's namespace.")
+@click.option(
+    "--namespace", metavar="NS", help="containerd's namespace.  [default: $CONTAINERD_NAMESPACE for a containerd, or buildkit]"
+)
+@click.option(
+    "--address",
+    metavar="SOCKET",
+    help="Socket of the running containerd that has the stores.  [default: $CONTAINERD_ADDRESS, or "
+    "/run/containerd/containerd.sock]",
+)
 @click.option("--containerd-root", type=click.Path(), metavar="DIR", help="Root of a stopped containerd that has the stores.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Calls at a time to a running containerd.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86400),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a running containerd that has gone or does not answer.",
+)
 @click.option("--dry-run", is_flag=True, help="Compute everything, change nothing.")
 @click.option("--report", type=click.Path(), metavar="FILE", help="Write a report in JSON.")
 @click.option("--progress", type=click.Choice(["auto", "plain", "json", "none"]), default="auto", show_default=True)
@@ -37,8 +62,11 @@ def migrate(
     semantics: str,
     layout: str,
     snapshotter: str | None,
-    namespace: str,
+    namespace: str | None,
+    address: str | None,
     containerd_root: str | None,
+    concurrency: int,
+    timeout: float,
     dry_run: bool,
     report: str | None,
     progress: str,
@@ -46,9 +74,12 @@ def migrate(
 ) -> None:
     """Migrate the v1 cache at PATH in place.
 
-    PATH is a worker directory (runc-overlayfs) or a BuildKit root that holds one (usually /var/lib/buildkit).  The daemon
+    PATH is a worker directory (runc-overlayfs) or a BuildKit root that holds one (usually /var/lib/buildkit).  buildkitd
     must be stopped.  metadata.db is never written; metadata_v2.db appears beside it when everything else is done.  A cache
     that is migrated already is left alone, and an interrupted run is completed by the next one.
+
+    The stores of a worker directory containerd-<snapshotter> are in a containerd, which may go on running (--address), or be
+    stopped (--containerd-root).
     """
     options = asyncmig.Options(
         semantics=semantics,
@@ -56,6 +87,9 @@ def migrate(
         snapshotter=snapshotter,
         namespace=namespace,
         containerd_root=containerd_root,
+        address=address,
+        concurrency=concurrency,
+        timeout=timeout,
         dry_run=dry_run,
     )
     if not path:
@@ -151,8 +185,11 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
         yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
         yield "labels removed", f"from {snapshots} snapshots, {blobs} blobs and {views} views that were left behind"
     else:
-        yield "would edit", ", ".join(map(printable, report.edited))
+        if report.edited:
+            yield "would edit", ", ".join(map(printable, report.edited))
         yield "would make", printable(os.path.join(report.path, "metadata_v2.db"))
     yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
+    if report.address:
+        yield "containerd", f"{printable(report.server)}, running, at {printable(report.address)}"
     yield "semantics", report.semantics
     yield "time", f"{seconds:.2f} s"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import asyncmig
 from asyncmig import (
     AsyncmigError,
+    ContainerdUnavailableError,
     DatabaseError,
     DatabaseLockedError,
     IncompleteMigrationError,
@@ -141,14 +142,15 @@ async def test_the_snapshotter_is_told_from_the_database_when_the_directory_does
     assert report.snapshotter == "fuse-overlayfs"
 
 
-async def test_a_stopped_containerd_has_the_stores(tmp_path: Path) -> None:
+async def test_a_stopped_containerd_has_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINERD_ADDRESS", str(tmp_path / "nowhere.sock"))
     worker = sample_cache().write(tmp_path / "containerd-overlayfs")
     root = tmp_path / "containerd"
     (root / "io.containerd.metadata.v1.bolt").mkdir(parents=True)
     (root / "io.containerd.snapshotter.v1.overlayfs").mkdir()
     shutil.move(worker / "containerdmeta.db", root / "io.containerd.metadata.v1.bolt" / "meta.db")
     shutil.move(worker / "snapshots" / "metadata.db", root / "io.containerd.snapshotter.v1.overlayfs" / "metadata.db")
-    with pytest.raises(LayoutError, match="--containerd-root"):
+    with pytest.raises(ContainerdUnavailableError, match=r"nowhere\.sock.*--containerd-root"):
         await asyncmig.migrate(worker)
 
     await asyncmig.migrate(worker, Options(containerd_root=root))

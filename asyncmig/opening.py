@@ -1,0 +1,139 @@
+"""From the places of a cache to its stores: opened, locked and found fit."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.errors import DatabaseLockedError, LayoutError, printable
+from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
+from asyncmig.stores.offline import OfflineFiles, offline_stores
+from asyncmig.stores.ports import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStores:
+    """The stores of a cache; ``layout`` with the snapshotter settled.
+
+    ``growth``: for a number of leases, each file that a migration edits and the bytes by which it may grow.
+    ``server``: version of the running containerd, "" if there is none.
+    """
+
+    layout: Layout
+    stores: Stores
+    growth: Callable[[int], list[tuple[str, int]]]
+    server: str = ""
+
+
+@asynccontextmanager
+async def open_stores(layout: Layout, *, writable: bool, concurrency: int, patience: float) -> AsyncIterator[OpenStores]:
+    """The stores of the cache, until the end of the block.
+
+    Files are locked against every other process; without ``writable`` only shared locks are taken and nothing can be changed.
+    ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
+
+    Raises :class:`DatabaseLockedError` while a buildkitd runs.
+    """
+    async with _locked_daemon(layout.daemon_lock, writable):
+        if layout.address is None:
+            stores = _open_files(layout, writable)
+        else:
+            stores = _open_running(layout, layout.address, concurrency, patience)
+        async with stores as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def _open_running(layout: Layout, address: str, concurrency: int, patience: float) -> AsyncIterator[OpenStores]:
+    # Imported late: most of the start-up time goes into it, and offline it is not needed.
+    from asyncmig.stores.containerd.stores import open_containerd  # noqa: PLC0415
+
+    async with open_containerd(
+        address,
+        namespace=layout.namespace,
+        snapshotter=layout.snapshotter,
+        concurrency=concurrency,
+        patience=patience,
+    ) as running:
+        yield OpenStores(layout, running.stores, lambda _: [], running.version)
+
+
+@asynccontextmanager
+async def _locked_daemon(path: str, writable: bool) -> AsyncIterator[None]:
+    """The lock that buildkitd holds while it runs, if the file is there."""
+    # Kept outside of the call, here and below: when the caller is cancelled in the last moment, a result would be lost.
+    opened: list[int] = []
+
+    def take(_: Checkpoint) -> None:
+        opened.extend(_lock_daemon(path, writable))
+
+    try:
+        await in_thread(take)
+        yield
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _lock_daemon(path: str, writable: bool) -> list[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise DatabaseLockedError(path) from None
+    return [fd]
+
+
+@asynccontextmanager
+async def _open_files(layout: Layout, writable: bool) -> AsyncIterator[OpenStores]:
+    opened: list[tuple[Layout, OfflineFiles]] = []
+
+    def close(_: Checkpoint) -> None:
+        for entry in opened:
+            entry[1].close()
+
+    try:
+        await in_thread(_open, layout, writable, opened)
+        settled, files = opened[0]
+        yield OpenStores(settled, offline_stores(files, settled.snapshotter), files.growth)
+    finally:
+        await run_uncancellable(lambda: in_thread(close))
+
+
+def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[tuple[Layout, OfflineFiles]]) -> None:
+    if not layout.snapshotter:
+        layout = _settle_snapshotter(layout)
+    files = OfflineFiles.open(
+        layout.containerd_metadata,
+        layout.snapshotter_metadata,
+        namespace=layout.namespace,
+        writable=writable,
+        checkpoint=checkpoint,
+    )
+    opened.append((layout, files))
+
+
+def _settle_snapshotter(layout: Layout) -> Layout:
+    """Tell the snapshotter from the metadata database when the directory's name does not tell it."""
+    files = OfflineFiles.open(layout.containerd_metadata, "", namespace=layout.namespace, writable=False)
+    try:
+        found = files.snapshotters()
+    finally:
+        files.close()
+    if len(found) > 1:
+        raise LayoutError(
+            f"{printable(layout.containerd_metadata)}: has snapshots of several snapshotters, "
+            f"name one with --snapshotter: {', '.join(map(printable, found))}"
+        )
+    return replace(layout, snapshotter=found[0] if found else DEFAULT_SNAPSHOTTER)

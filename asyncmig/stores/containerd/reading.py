@@ -1,0 +1,57 @@
+"""Reading many objects: call by call, or all at once.
+
+One object through List costs a fifth of what a call of its own costs, here and in containerd (measured), but List reads the
+whole namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from asyncmig.stores.fanout import fan_out
+
+Found = TypeVar("Found")
+
+_WORTH_LISTING = 64
+"""Objects from which on List is tried; below that it makes no difference."""
+_LISTED_PER_CALL = 5
+"""Objects that List reads in the time that one call takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(Generic[Found]):
+    """How one kind of object is read.
+
+    ``get``: one by name, ``None`` if it does not exist.  ``pages``: all in the namespace, some at a time, with their names.
+    """
+
+    get: Callable[[str], Awaitable[Found | None]]
+    pages: Callable[[], AsyncIterator[list[tuple[str, Found]]]]
+    concurrency: int
+
+    async def read_many(self, names: Sequence[str]) -> list[Found | None]:
+        """Each object, in order; ``None`` for one that does not exist.
+
+        What a list did not show is asked for by itself: it may have changed under the list, which is not one state in time.
+        """
+        found: dict[str, Found] = {}
+        if len(names) >= _WORTH_LISTING:
+            await self._list(set(names), found)
+        rest = [name for name in dict.fromkeys(names) if name not in found]
+        for name, result in zip(rest, await fan_out(self.get, rest, concurrency=self.concurrency), strict=True):
+            if result is not None:
+                found[name] = result
+        return [found.get(name) for name in names]
+
+    async def _list(self, wanted: set[str], found: dict[str, Found]) -> None:
+        """List until all are found, or until single calls for the rest would have been quicker."""
+        budget = _LISTED_PER_CALL * len(wanted)
+        async with aclosing(self.pages()) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                found.update((name, item) for name, item in page if name in wanted)
+                budget -= len(page)
+                if len(found) == len(wanted) or budget <= 0:
+                    return

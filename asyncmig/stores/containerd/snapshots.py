@@ -1,0 +1,90 @@
+"""Snapshots of one snapshotter, through containerd's snapshots service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
+    Info,
+    ListSnapshotsRequest,
+    StatSnapshotRequest,
+    UpdateSnapshotRequest,
+)
+from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
+from asyncmig.stores.containerd.bridge import Bridge
+from asyncmig.stores.containerd.client import Client, NotFoundError
+from asyncmig.stores.containerd.labels import SeenLabels
+from asyncmig.stores.containerd.place import Place
+from asyncmig.stores.containerd.reading import Reader
+from asyncmig.stores.ports import Kind, SnapshotInfo
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+class ContainerdSnapshots:
+    """The snapshot port."""
+
+    def __init__(self, bridge: Bridge, client: Client, snapshotter: str, concurrency: int) -> None:
+        self._bridge = bridge
+        self._client = client
+        self._snapshotter = snapshotter
+        self._concurrency = concurrency
+        self._labels = SeenLabels()
+        self._reader = Reader(self._stat, partial(self._list, ()), concurrency)
+
+    @property
+    def snapshotter(self) -> str:
+        """Name of the snapshotter."""
+        return self._snapshotter
+
+    async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
+        """Stat of all snapshots, through List if they are many.
+
+        Raises :class:`LayoutError` if none of a sample exists here but some do in another namespace or snapshotter.
+        """
+        return await self._bridge.run(partial(self._stat_many, names))
+
+    async def _stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
+        await Place(self._client, self._snapshotter).check(names)
+        return await self._reader.read_many(names)
+
+    async def _stat(self, name: str) -> SnapshotInfo | None:
+        try:
+            reply = await self._client.call(
+                self._client.snapshots.stat, StatSnapshotRequest(snapshotter=self._snapshotter, key=name), f"snapshot {name}"
+            )
+        except NotFoundError:
+            return None
+        return self._seen(self._client.required(reply.info, "stat"))
+
+    async def _list(self, filters: Sequence[str]) -> AsyncIterator[list[tuple[str, SnapshotInfo]]]:
+        request = ListSnapshotsRequest(snapshotter=self._snapshotter, filters=list(filters))
+        async for reply in self._client.stream(self._client.snapshots.list, request, "snapshots"):
+            yield [(info.name, self._seen(info)) for info in reply.info]
+
+    def _seen(self, info: Info) -> SnapshotInfo:
+        self._labels.note(info.name, info.labels)
+        return SnapshotInfo(info.name, _KINDS.get(int(info.kind), Kind.UNKNOWN), info.parent)
+
+    async def views(self) -> list[str]:
+        """Keys of all snapshots of kind View."""
+        return await self._bridge.run(self._views)
+
+    async def _views(self) -> list[str]:
+        found: dict[str, None] = {}
+        async for page in self._list(("kind==view",)):
+            found.update(dict.fromkeys(name for name, _ in page))
+        return list(found)
+
+    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
+        """Remove the label, with no call for a snapshot that was seen without it."""
+        remove = partial(self._remove_label, label)
+        return await self._bridge.run(
+            lambda: self._labels.remove_many(names, label, remove, concurrency=self._concurrency),
+        )
+
+    async def _remove_label(self, label: str, name: str) -> None:
+        mask = FieldMask(paths=[f"labels.{label}"])
+        request = UpdateSnapshotRequest(snapshotter=self._snapshotter, info=Info(name=name), update_mask=mask)
+        await self._client.call(self._client.snapshots.update, request, f"snapshot {name}")
