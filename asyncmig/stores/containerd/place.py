@@ -21,12 +21,13 @@ class Place:
         self._snapshotter = snapshotter
 
     async def check(self, names: Sequence[str]) -> None:
-        """Raise :class:`LayoutError` if none of a sample of these snapshots is here, but some are elsewhere."""
+        """Raise :class:`LayoutError` if the namespace does not exist, or none of a sample of these snapshots but elsewhere."""
         sample = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
         if not sample or await _count(self._client, self._snapshotter, sample):
             return
+        existing = await namespaces(self._client)
         others = []
-        for namespace in await namespaces(self._client):
+        for namespace in existing:
             with self._client.in_namespace(namespace) as client:
                 for snapshotter in await snapshotters(self._client):
                     hits = await _count(client, snapshotter, sample)
@@ -39,6 +40,16 @@ class Place:
                 f"namespace {printable(self._client.namespace)}, snapshotter {printable(self._snapshotter)}; "
                 f"they are in: {'; '.join(text for _, text in sorted(others, reverse=True))}"
             )
+        if self._client.namespace not in existing:
+            raise missing(self._client, "namespace", self._client.namespace, existing)
+
+
+def missing(client: Client, kind: str, name: str, existing: list[str]) -> LayoutError:
+    """The error for a namespace or snapshotter that does not exist."""
+    there = ", ".join(map(printable, existing)) or "none"
+    return LayoutError(
+        f"containerd at {printable(client.address)}: has no {kind} {printable(name)}; there is: {there} (--{kind})"
+    )
 
 
 async def _count(client: Client, snapshotter: str, names: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from asyncmig.errors import ContainerdUnavailableError, LayoutError, printable
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import AddResourceRequest, ListResourcesRequest, Resource
 from asyncmig.stores.containerd._pb.google.protobuf import Empty
 from asyncmig.stores.containerd.client import Client, Limits, NotFoundError
-from asyncmig.stores.containerd.place import all_snapshotters, namespaces
+from asyncmig.stores.containerd.place import all_snapshotters, missing
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 """What containerd takes for a namespace (``identifiers/validate.go``), which a header of each call carries."""
@@ -19,21 +19,18 @@ _AT_ONCE = Limits(call=10.0, outage=0.0)
 
 
 async def check_server(client: Client, snapshotter: str) -> str:
-    """The version of the server, if it can be reached, has namespace and snapshotter, and knows leases with resources.
+    """The version of the server, if it can be reached, has the snapshotter, and knows leases with resources.
 
-    Raises :class:`LayoutError` for a namespace or snapshotter that does not exist, :class:`ContainerdError` for the rest, each
-    with the remedy.
+    Raises :class:`LayoutError` for a snapshotter that does not exist and for a namespace that can't exist,
+    :class:`ContainerdError` for the rest, each with the remedy.  (An empty cache may be in a namespace that does not exist.)
     """
     if not _NAMESPACE.fullmatch(client.namespace):
         allowed = "letters and digits, joined by one of . _ -"
         raise LayoutError(f"namespace {printable(client.namespace)!r}: containerd allows {allowed}")
     version = await _reach(client)
-    existing = await namespaces(client)
-    if client.namespace not in existing:
-        raise _missing(client, "namespace", client.namespace, existing)
     found = await all_snapshotters(client)
     if snapshotter not in found:
-        raise _missing(client, "snapshotter", snapshotter, [name for name, problem in found.items() if not problem])
+        raise missing(client, "snapshotter", snapshotter, [name for name, problem in found.items() if not problem])
     if found[snapshotter]:
         raise LayoutError(
             f"containerd at {printable(client.address)}: snapshotter {printable(snapshotter)} does not work: "
@@ -53,13 +50,6 @@ async def _reach(client: Client) -> str:
             cause = f"{error.cause}; {advice}"
             raise ContainerdUnavailableError(client.address, error.call, cause) from error
     return reply.version
-
-
-def _missing(client: Client, kind: str, name: str, existing: list[str]) -> LayoutError:
-    there = ", ".join(map(printable, existing)) or "none"
-    return LayoutError(
-        f"containerd at {printable(client.address)}: has no {kind} {printable(name)}; there is: {there} (--{kind})"
-    )
 
 
 async def _check_leases(client: Client) -> None:

@@ -207,6 +207,7 @@ async def test_a_containerd_that_is_too_old(call: str, worker: Path, fake: FakeC
 
 async def test_a_namespace_that_does_not_exist(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
     fake.elsewhere["k8s.io"] = MemoryStores()
+    fake.state.snapshots.clear()
     with pytest.raises(LayoutError, match=r"has no namespace moby; there is: buildkit, k8s\.io \(--namespace\)"):
         await asyncmig.migrate(worker, Options(address=str(fake.address), namespace="moby"))
 
