@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
+from types import FrameType
 from typing import TypeVar
 
 import anyio
 import click
-from anyio.abc import TaskStatus
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,53 +27,81 @@ class Interrupted(Exception):
 def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callable[[], None]) -> T:
     """Run ``function`` to its result; SIGINT, SIGTERM and SIGHUP cancel it, and ``on_signal`` is called.
 
-    Signals are received as events, because a KeyboardInterrupt in the main task would tear even a shielded section, and they
-    go on being received after the first one, however impatient the user.  Raises :class:`Interrupted` if the function did
-    not complete.
+    A KeyboardInterrupt in the main task would tear even a shielded section, so the signals have handlers of ours from before
+    the event loop starts.  They are not the event loop's (``anyio.open_signal_receiver``): those give way to Python's own when
+    the loop ends, and one more Ctrl-C in that moment would cost the outcome.  Afterwards the signals are ignored: what remains
+    is to print it.  Raises :class:`Interrupted` if the function did not complete.
     """
     if backend == "trio":
         _require_trio()
-    return anyio.run(_run, function, on_signal, backend=backend)
-
-
-async def _run(function: Callable[[], Awaitable[T]], on_signal: Callable[[], None]) -> T:
-    results: list[T] = []
-    received: list[signal.Signals] = []
-    # Errors are carried out by hand: a task group would wrap them in a group.
-    errors: list[Exception] = []
-    async with anyio.create_task_group() as group:
-        with anyio.CancelScope() as scope:
-            await group.start(_receive_signals, scope, received, on_signal)
-            try:
-                results.append(await function())
-            except Exception as error:
-                errors.append(error)
-        group.cancel_scope.cancel()
-    if errors:
-        raise errors[0]
-    if not results:
-        raise Interrupted(received[0])
-    return results[0]
-
-
-async def _receive_signals(
-    scope: anyio.CancelScope,
-    received: list[signal.Signals],
-    on_signal: Callable[[], None],
-    *,
-    task_status: TaskStatus[None],
-) -> None:
+    signals = _Signals(on_signal)
     try:
-        with anyio.open_signal_receiver(*_SIGNALS) as signals:
-            task_status.started()
-            async for number in signals:
-                received.append(number)
-                scope.cancel()
-                on_signal()
+        return anyio.run(_run, function, signals, backend=backend)
     finally:
-        # What remains is to print the outcome; that must not be lost to one more Ctrl-C.
+        signals.ignore()
+
+
+class _Signals:
+    """The signals that have arrived, and what is to be done about the next one."""
+
+    def __init__(self, on_signal: Callable[[], None]) -> None:
+        self.received: list[signal.Signals] = []
+        self._on_signal = on_signal
+        self._cancel: Callable[[], object] = _nothing
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it for SIGHUP
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received.append(signal.Signals(number))
+        self._cancel()
+
+    def cancelling(self, scope: anyio.CancelScope) -> None:
+        """Cancel ``scope`` at the next signal, on the running event loop, and at once if there was one already."""
+
+        def cancel() -> None:
+            scope.cancel()
+            self._on_signal()
+
+        self._cancel = partial(_call_soon(), cancel)
+        if self.received:
+            cancel()
+
+    def ended(self) -> None:
+        """The event loop ends."""
+        self._cancel = _nothing
+
+    def ignore(self) -> None:
+        """Ignore all signals from now on."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _nothing() -> None:
+    """Nobody is to be cancelled."""
+
+
+def _call_soon() -> Callable[[Callable[[], None]], object]:
+    """How a signal handler gets a function called by the running event loop."""
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        import trio  # noqa: PLC0415
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+async def _run(function: Callable[[], Awaitable[T]], signals: _Signals) -> T:
+    results: list[T] = []
+    with anyio.CancelScope() as scope:
+        signals.cancelling(scope)
+        try:
+            results.append(await function())
+        finally:
+            signals.ended()
+    if not results:
+        raise Interrupted(signals.received[0])
+    return results[0]
 
 
 def _require_trio() -> None:

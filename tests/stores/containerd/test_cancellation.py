@@ -1,0 +1,272 @@
+"""A caller that cancels a live migration at each of its calls, by each means there is.
+
+Before the tail nothing has changed and nothing is left behind; in the tail it completes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import asyncmig
+from asyncmig import Options
+from asyncmig.stores.memory import MemoryStores
+from asyncmig.stores.ports import Resource
+from tests.caches import V1Cache, labels_of, migrate_with, sample_cache
+from tests.states import dump_lines, tree_state
+from tests.stores.containerd.conftest import bridge_threads, sockets
+from tests.stores.containerd.fake import FakeContainerd
+
+pytestmark = pytest.mark.anyio
+
+BEFORE_THE_TAIL = ["Version/Version", "Leases/ListResources", "Snapshots/Stat", "Content/Info", "Leases/List"]
+IN_THE_TAIL = ["Leases/Create", "Leases/AddResource", "Snapshots/Update", "Content/Update"]
+CALLS = BEFORE_THE_TAIL + IN_THE_TAIL
+
+
+class AtCall:
+    """A hook that tells of a call, and keeps it waiting until the cancellation has had time to arrive.
+
+    It is the first of its name; of AddResource the second, because the preflight makes one.
+    """
+
+    def __init__(self, fake: FakeContainerd, call: str) -> None:
+        self.begun = threading.Event()
+        self.on_call: Callable[[], None] = lambda: None
+        self._call = call
+        self._fake = fake
+        fake.before = self
+
+    async def __call__(self, name: str, request: Any) -> None:
+        first = 2 if name == "Leases/AddResource" else 1
+        if name == self._call and self._fake.calls[name] == first:
+            self.begun.set()
+            self.on_call()
+            await asyncio.sleep(0.1)
+
+    async def wait(self) -> None:
+        assert await anyio.to_thread.run_sync(self.begun.wait, 10), "the call was not made"
+
+
+async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    await check_nothing_left()
+    if call in BEFORE_THE_TAIL:
+        assert os.listdir(worker) == ["metadata.db"]
+        assert not fake.state.leases
+        assert labels_of(fake.state) == labels_of(sample_cache().in_memory())
+        return
+    uninterrupted = sample_cache().in_memory()
+    (tmp_path / "expected").mkdir()
+    sample_cache().write_metadata(tmp_path / "expected" / "metadata.db")
+    await migrate_with(tmp_path / "expected", uninterrupted.stores())
+    assert resources_of(fake.state) == resources_of(uninterrupted)
+    assert labels_of(fake.state) == labels_of(uninterrupted)
+    assert dump_lines(worker / "metadata_v2.db") == dump_lines(tmp_path / "expected" / "metadata_v2.db")
+    assert sorted(os.listdir(worker)) == ["metadata.db", "metadata_v2.db"]
+
+
+def resources_of(state: MemoryStores) -> dict[str, set[Resource]]:
+    return {name: lease.resources for name, lease in state.leases.items()}
+
+
+async def check_nothing_left() -> None:
+    assert not bridge_threads()
+    with anyio.fail_after(5):
+        # The server is in this process; it keeps its end of a connection for a moment, and its listening socket.
+        while len(sockets()) > LISTENING + EVENT_LOOPS:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+LISTENING = 1
+EVENT_LOOPS = 6
+"""Each event loop has a pair of sockets to be woken up by: the test's, the server's, and one of the test runner's."""
+
+
+def migrate(fake: FakeContainerd, worker: Path) -> Awaitable[object]:
+    return asyncmig.migrate(worker, Options(address=str(fake.address), concurrency=2))
+
+
+# -- means of both backends, and of trio alone
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_cancelled_scope(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    at = AtCall(fake, call)
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+
+            async def cancel() -> None:
+                await at.wait()
+                scope.cancel()
+
+            group.start_soon(cancel)
+            await migrate(fake, worker)
+            await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_failing_sibling(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    at = AtCall(fake, call)
+
+    async def fail() -> None:
+        await at.wait()
+        raise ValueError("sibling")
+
+    with anyio.fail_after(10), pytest.raises(ExceptionGroup):  # noqa: PT012
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail)
+            await migrate(fake, worker)
+            await anyio.lowlevel.checkpoint()
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_cancelled_trio_nursery(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    import trio  # noqa: PLC0415
+
+    at = AtCall(fake, call)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(migrate, fake, worker)
+            await at.wait()
+            nursery.cancel_scope.cancel()
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+# -- asyncio's own means
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("call", CALLS)
+async def test_task_cancel(call: str, times: int, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    at = AtCall(fake, call)
+    task = asyncio.ensure_future(migrate(fake, worker))
+    await at.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_asyncio_timeout(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    at = AtCall(fake, call)
+    loop = asyncio.get_running_loop()
+    with pytest.raises(TimeoutError):  # noqa: PT012
+        async with asyncio.timeout(10) as timeout:
+            at.on_call = lambda: loop.call_soon_threadsafe(timeout.reschedule, loop.time())  # type: ignore[assignment]
+            await migrate(fake, worker)
+    assert at.begun.is_set()
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_failing_sibling_in_an_asyncio_task_group(
+    call: str, fake: FakeContainerd, worker: Path, tmp_path: Path
+) -> None:
+    at = AtCall(fake, call)
+
+    async def fail() -> None:
+        await at.wait()
+        raise ValueError("sibling")
+
+    async def run() -> None:
+        await migrate(fake, worker)
+
+    with pytest.raises(ExceptionGroup):  # noqa: PT012
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run())
+            group.create_task(fail())
+    await check_outcome(call, fake, worker, tmp_path)
+
+
+# -- Ctrl-C
+
+PROGRAM = """
+import anyio, asyncmig, sys
+worker, address, backend = sys.argv[1:]
+anyio.run(asyncmig.migrate, worker, asyncmig.Options(address=address, concurrency=2), backend=backend)
+"""
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_ctrl_c_in_a_program(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path, anyio_backend: str) -> None:
+    at = AtCall(fake, call)
+    command = [sys.executable, "-c", PROGRAM, str(worker), str(fake.address), anyio_backend]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        at.on_call = lambda: os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert at.begun.is_set()
+    assert "KeyboardInterrupt" in errors
+    anyio.run(check_outcome, call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_signal_to_the_command(
+    call: str, number: signal.Signals, fake: FakeContainerd, worker: Path, tmp_path: Path, anyio_backend: str
+) -> None:
+    at = AtCall(fake, call)
+    command = [sys.executable, "-m", "asyncmig", "migrate", str(worker), "--address", str(fake.address)]
+    with subprocess.Popen(
+        [*command, "--backend", anyio_backend], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def interrupt() -> None:
+            for _ in range(3):  # an impatient user
+                os.kill(process.pid, number)
+
+        at.on_call = interrupt
+        output, errors = process.communicate(timeout=30)
+    assert at.begun.is_set()
+    if call in BEFORE_THE_TAIL:
+        assert process.returncode == 128 + number
+        assert f"{number.name}: stopped, nothing was changed" in errors
+    else:
+        assert process.returncode == 0, errors
+        assert output.startswith("migrated ")
+        assert "please wait" in errors
+    anyio.run(check_outcome, call, fake, worker, tmp_path)
+
+
+def test_a_signal_that_is_ignored_stays_so(fake: FakeContainerd, worker: Path, anyio_backend: str) -> None:
+    """``nohup asyncmig migrate ...`` goes on when the terminal goes."""
+    at = AtCall(fake, "Snapshots/Stat")
+    program = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-m", "asyncmig", "migrate", str(worker), "--address", str(fake.address)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command, "--backend", anyio_backend], stdout=subprocess.PIPE, text=True
+    ) as process:
+        at.on_call = lambda: os.kill(process.pid, signal.SIGHUP)
+        output, _ = process.communicate(timeout=30)
+    assert at.begun.is_set()
+    assert (process.returncode, output[:9]) == (0, "migrated ")
+
+
+def test_the_calls_before_the_tail_change_nothing(fake: FakeContainerd, worker: Path, cache: V1Cache) -> None:
+    """The lists above are of all calls that a migration of this cache makes."""
+    before = tree_state(worker)
+    anyio.run(asyncmig.migrate, worker, Options(address=str(fake.address), dry_run=True))
+    assert tree_state(worker) == before
+    reading = set(fake.calls) - {"Introspection/Plugins"}
+    assert reading - {"Leases/AddResource"} == set(BEFORE_THE_TAIL)
+    anyio.run(asyncmig.migrate, worker, Options(address=str(fake.address)))
+    assert set(fake.calls) - reading - {"Introspection/Plugins", "Snapshots/List"} == set(IN_THE_TAIL) - {"Leases/AddResource"}
