@@ -2,13 +2,14 @@
 # make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
 # make lint    ruff and mypy
 # make protos  compile protos/ anew
-# make bench   measure, on this machine
+# make bench   measure offline migrations, on this machine
+# make bench-live   measure live ones, against a containerd of its own (as root)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format protos bench tools clean
+.PHONY: demo test lint format protos bench bench-live tools clean
 
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
@@ -29,7 +30,10 @@ protos: $(VENV)/.ready-dev
 	$(BIN)/python scripts/compile_protos.py asyncmig/stores/containerd/_pb
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/offline.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.offline $(BENCH_ARGS)
+
+bench-live: $(VENV)/.ready-dev tools
+	$(BIN)/python -m benchmarks.live $(BENCH_ARGS)
 
 tools:
 	scripts/install-tools

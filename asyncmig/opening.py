@@ -7,6 +7,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
+from types import ModuleType
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread, run_uncancellable
@@ -50,10 +52,8 @@ async def open_stores(layout: Layout, *, writable: bool, concurrency: int, patie
 
 @asynccontextmanager
 async def _open_running(layout: Layout, address: str, concurrency: int, patience: float) -> AsyncIterator[OpenStores]:
-    # Imported late: most of the start-up time goes into it, and offline it is not needed.
-    from asyncmig.stores.containerd.stores import open_containerd  # noqa: PLC0415
-
-    async with open_containerd(
+    containerd = await in_thread(_import_containerd)
+    async with containerd.open_containerd(
         address,
         namespace=layout.namespace,
         snapshotter=layout.snapshotter,
@@ -61,6 +61,11 @@ async def _open_running(layout: Layout, address: str, concurrency: int, patience
         patience=patience,
     ) as running:
         yield OpenStores(layout, running.stores, lambda _: [], running.version)
+
+
+def _import_containerd(_: Checkpoint) -> ModuleType:
+    """The adapter: late, because the start would take twice as long; in a thread, because an event loop would wait for it."""
+    return import_module("asyncmig.stores.containerd.stores")
 
 
 @asynccontextmanager

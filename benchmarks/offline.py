@@ -3,7 +3,7 @@
 Makes synthetic caches, migrates each in a process of its own, and copies the same database files with a sync as the yardstick,
 in the same run.  Prints a Markdown table; ``--readme`` puts it into the README.
 
-    python benchmarks/offline.py [--records N ...] [--repeat N] [--readme]
+    python -m benchmarks.offline [--records N ...] [--repeat N] [--readme]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import anyio
 
@@ -18,7 +18,7 @@ async def fan_out(call: Callable[[Item], Awaitable[Result]], items: Sequence[Ite
     much).  The first error cancels the other workers and is raised as itself, not as a group.  Cancellation cancels the calls
     that are running; those that finished have taken effect.
     """
-    results: dict[int, Result] = {}
+    results: list[Result | None] = [None] * len(items)
     errors: list[BaseException] = []
     pending: Iterator[tuple[int, Item]] = iter(enumerate(items))
 
@@ -36,4 +36,4 @@ async def fan_out(call: Callable[[Item], Awaitable[Result]], items: Sequence[Ite
             group.start_soon(worker)
     if errors:
         raise errors[0]
-    return [results[i] for i in range(len(items))]
+    return cast("list[Result]", results)  # every item was pulled, and its call has returned

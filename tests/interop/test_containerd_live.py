@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, LayoutError, Options
+from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.stores.containerd import leases
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import ListRequest
 from asyncmig.stores.containerd.client import TooLargeError
@@ -290,9 +291,9 @@ async def test_ids_of_every_kind_are_found(daemon: Containerd, tmp_path: Path, m
         assert [lease and lease.id for lease in await port.list_many(names)] == names
 
 
-async def list_shards(port: ContainerdLeases, ids: list[str], labels: leases.Labels) -> None:
+async def list_shards(port: ContainerdLeases, ids: Sequence[str], labels: leases.Labels) -> None:
     """As if the answer for all had been too large."""
-    for prefix, shard in leases._shards(ids):
+    for prefix, shard in leases._shards(no_checkpoint, ids):
         request = ListRequest(filters=leases._filters(prefix, shard))
         reply = await port._client.call(port._client.leases.list, request)
         labels.update((lease.id, dict(lease.labels)) for lease in reply.leases if lease.id in shard)

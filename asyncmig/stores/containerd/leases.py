@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
     AddResourceRequest,
     CreateRequest,
     ListRequest,
     ListResourcesRequest,
+    ListResponse,
 )
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import Resource as ResourceMessage
 from asyncmig.stores.containerd.bridge import Bridge
@@ -48,35 +51,28 @@ class ContainerdLeases:
     async def _list_many(self, ids: Sequence[str]) -> list[Lease | None]:
         labels: Labels = {}
         if ids:
-            await self._list(sorted(set(ids)), labels)
-        existing = [lease_id for lease_id in dict.fromkeys(ids) if lease_id in labels]
-        resources = await fan_out(self._resources, existing, concurrency=self._concurrency)
-        found = {
-            lease_id: Lease(lease_id, labels[lease_id], held)
-            for lease_id, held in zip(existing, resources, strict=True)
-            if held is not None
-        }
-        return [found.get(lease_id) for lease_id in ids]
+            await self._list(ids, labels)
+        resources = dict(zip(labels, await fan_out(self._resources, list(labels), concurrency=self._concurrency), strict=True))
+        return await in_thread(_in_order, ids, labels, resources)
 
-    async def _list(self, ids: list[str], labels: Labels) -> None:
+    async def _list(self, ids: Sequence[str], labels: Labels) -> None:
         """Put the labels of those of the leases ``ids`` that exist into ``labels``.
 
         containerd answers in one message and sends none above 16 MiB, about 165,000 leases.  Then it is asked for shards: the
         leases whose ids begin alike.
         """
-        todo: list[tuple[str, list[str]]] = [("", ids)]
+        todo: list[tuple[str, Sequence[str]]] = [("", ids)]
         while todo:
             prefix, shard = todo.pop()
+            request = ListRequest(filters=_filters(prefix, shard))
             try:
-                request = ListRequest(filters=_filters(prefix, shard))
                 reply = await self._client.call(self._client.leases.list, request, "leases")
             except TooLargeError:
                 if len(shard) == 1:
                     raise
-                todo.extend(_shards(shard))
+                todo.extend(await in_thread(_shards, shard))
             else:
-                wanted = set(shard)
-                labels.update((lease.id, dict(lease.labels)) for lease in reply.leases if lease.id in wanted)
+                await in_thread(_note_labels, shard, reply, labels)
 
     async def _resources(self, lease_id: str) -> tuple[Resource, ...] | None:
         request = ListResourcesRequest(id=lease_id)
@@ -123,12 +119,34 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _shards(ids: Iterable[str]) -> list[tuple[str, list[str]]]:
+def _shards(checkpoint: Checkpoint, ids: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """Split ids that differ by the first character in which they do; each part with the prefix that its ids share."""
-    ordered = sorted(ids)
-    first, last = ordered[0], ordered[-1]
+    first, last = min(ids), max(ids)
     length = 1 + next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
-    parts: dict[str, list[str]] = {}
-    for lease_id in ordered:
-        parts.setdefault(lease_id[:length], []).append(lease_id)
-    return list(parts.items())
+    parts: dict[str, dict[str, None]] = {}
+    for lease_id in ids:
+        checkpoint()
+        parts.setdefault(lease_id[:length], {})[lease_id] = None
+    return [(prefix, list(part)) for prefix, part in parts.items()]
+
+
+def _note_labels(checkpoint: Checkpoint, ids: Sequence[str], reply: ListResponse, labels: Labels) -> None:
+    existing = {}
+    for lease in reply.leases:
+        checkpoint()
+        existing[lease.id] = lease.labels
+    for lease_id in ids:
+        checkpoint()
+        if lease_id in existing:
+            labels[lease_id] = existing[lease_id]
+
+
+def _in_order(
+    checkpoint: Checkpoint, ids: Sequence[str], labels: Labels, resources: dict[str, tuple[Resource, ...] | None]
+) -> list[Lease | None]:
+    found: list[Lease | None] = []
+    for lease_id in ids:
+        checkpoint()
+        held = resources.get(lease_id)
+        found.append(None if held is None else Lease(lease_id, labels[lease_id], held))
+    return found

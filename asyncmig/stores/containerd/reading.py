@@ -6,11 +6,13 @@ whole namespace.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread
 from asyncmig.stores.fanout import fan_out
 
 Found = TypeVar("Found")
@@ -39,12 +41,12 @@ class Reader(Generic[Found]):
         """
         found: dict[str, Found] = {}
         if len(names) >= _WORTH_LISTING:
-            await self._list(set(names), found)
-        rest = [name for name in dict.fromkeys(names) if name not in found]
+            await self._list(await in_thread(_distinct, names), found)
+        rest = await in_thread(_missing, names, found)
         for name, result in zip(rest, await fan_out(self.get, rest, concurrency=self.concurrency), strict=True):
             if result is not None:
                 found[name] = result
-        return [found.get(name) for name in names]
+        return await in_thread(_in_order, names, found)
 
     async def _list(self, wanted: set[str], found: dict[str, Found]) -> None:
         """List until all are found, or until single calls for the rest would have been quicker."""
@@ -55,3 +57,31 @@ class Reader(Generic[Found]):
                 budget -= len(page)
                 if len(found) == len(wanted) or budget <= 0:
                     return
+
+
+# What goes through all names is done in worker threads, and not in one step of C: the event loop would wait for it.
+
+
+def _distinct(checkpoint: Checkpoint, names: Sequence[str]) -> set[str]:
+    found = set()
+    for name in names:
+        checkpoint()
+        found.add(name)
+    return found
+
+
+def _missing(checkpoint: Checkpoint, names: Sequence[str], found: Mapping[str, object]) -> list[str]:
+    missing: dict[str, None] = {}
+    for name in names:
+        checkpoint()
+        if name not in found:
+            missing[name] = None
+    return list(missing)
+
+
+def _in_order(checkpoint: Checkpoint, names: Sequence[str], found: Mapping[str, Found]) -> list[Found | None]:
+    ordered = []
+    for name in names:
+        checkpoint()
+        ordered.append(found.get(name))
+    return ordered

@@ -1,0 +1,175 @@
+"""How fast a live migration is, and how much of the server's own speed it reaches.
+
+Makes a synthetic cache in a containerd of its own and migrates fresh copies of it, each in a process of its own, at several
+concurrencies; concurrency 1 is the baseline in the same run.  Needs root and a containerd.
+
+    python -m benchmarks.live [--records N ...] [--concurrency N ...] [--backend NAME ...] [--on disk tmpfs] [--readme]
+
+The yardstick is the server: the CPU time it took, and on a disk also the time of its syncs, which it does one after the other:
+two for each change, four for a snapshot's, which is in two databases (counted with strace), at what a sync of a page takes in
+the same run.  The share is that time in all the time that went by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.live_setup import Prepared
+from tests.interop.containerd import Containerd
+
+README = Path(__file__).parents[1] / "README.md"
+MARK = "<!-- benchmarks/live.py -->"
+END = "<!-- /benchmarks/live.py -->"
+
+PROGRAM = """
+import json, resource, sys, time
+import anyio, asyncmig
+from asyncmig.stores.containerd import client
+calls = {}
+attempt = client.Client._attempt
+async def counted(self, function, name):
+    verb = name.split(" ")[0]
+    calls[verb] = calls.get(verb, 0) + 1
+    if verb == "update" and name.split(" ")[1] == "snapshot":
+        calls["snapshots"] = calls.get("snapshots", 0) + 1
+    return await attempt(self, function, name)
+client.Client._attempt = counted
+worker, address, concurrency, backend = sys.argv[1:]
+options = asyncmig.Options(address=address, concurrency=int(concurrency))
+start = time.perf_counter()
+anyio.run(asyncmig.migrate, worker, options, backend=backend)
+seconds = time.perf_counter() - start
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, calls]))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One migration: wall time, CPU time of client and server in seconds, peak memory of the client in MB, calls and syncs."""
+
+    place: str
+    records: int
+    backend: str
+    concurrency: int
+    seconds: float
+    client: float
+    server: float
+    megabytes: float
+    calls: int
+    syncs: int
+    sync: float
+    """Seconds that one sync took, in the same run."""
+
+    @property
+    def share(self) -> float:
+        """The server's busy time in all time."""
+        return (self.server + self.syncs * self.sync) / self.seconds
+
+
+def sync_seconds(directory: Path) -> float:
+    """The median time of writing a page and syncing it."""
+    times = []
+    fd = os.open(directory / "sync", os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(fd, bytes(1 << 20), 0)
+        os.fsync(fd)
+        for i in range(300):
+            os.pwrite(fd, os.urandom(4096), i % 256 * 4096)
+            start = time.perf_counter()
+            os.fdatasync(fd)
+            times.append(time.perf_counter() - start)
+    finally:
+        os.close(fd)
+        os.unlink(directory / "sync")
+    return statistics.median(times)
+
+
+def cpu_seconds(daemon: Containerd) -> float:
+    """CPU time that the server has taken so far."""
+    assert daemon._process is not None
+    fields = Path(f"/proc/{daemon._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(prepared: Prepared, directory: Path, place: str, records: int, backend: str, concurrency: int) -> Run:
+    """Migrate a fresh copy."""
+    with prepared.running(directory) as (worker, daemon):
+        os.sync()
+        sync = sync_seconds(directory) if place == "disk" else 0.0
+        before = cpu_seconds(daemon)
+        command = [sys.executable, "-c", PROGRAM, str(worker), str(daemon.address), str(concurrency), backend]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        server = cpu_seconds(daemon) - before
+    seconds, client, megabytes, calls = json.loads(done.stdout)
+    snapshots = calls.pop("snapshots", 0)
+    syncs = 2 * sum(calls[verb] for verb in ("create", "add_resource", "update")) + 2 * snapshots
+    return Run(
+        place, records, backend, concurrency, seconds, client, server, megabytes, sum(calls.values()), syncs, sync
+    )  # fmt: skip
+
+
+def runs(arguments: argparse.Namespace) -> Iterator[Run]:
+    """All runs; those of one cache one after the other."""
+    places = {"disk": Path.cwd(), "tmpfs": Path("/dev/shm")}
+    for place in arguments.on:
+        for records in arguments.records:
+            with tempfile.TemporaryDirectory(dir=places[place], prefix="bench-") as scratch:
+                prepared = Prepared.make(Path(scratch), records)
+                for backend in arguments.backend:
+                    for concurrency in arguments.concurrency:
+                        copy = Path(scratch) / "copy"
+                        copy.mkdir()
+                        run = measure(prepared, copy, place, records, backend, concurrency)
+                        print(f"{run.seconds:7.1f} s  {run}", file=sys.stderr, flush=True)
+                        yield run
+
+
+def table(results: list[Run]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| on | records | event loop | calls at a time | seconds | against one at a time | records/s | calls/s "
+        "| client CPU µs a call | server CPU µs a call | server busy | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in results:
+        same = [
+            r for r in results if (r.place, r.records, r.backend, r.concurrency) == (run.place, run.records, run.backend, 1)
+        ]
+        ratio = f"{same[0].seconds / run.seconds:.2f} times" if same else ""
+        lines.append(
+            f"| {run.place} | {run.records:,} | {run.backend} | {run.concurrency} | {run.seconds:.1f} | {ratio} "
+            f"| {run.records / run.seconds:,.0f} | {run.calls / run.seconds:,.0f} | {run.client / run.calls * 1e6:.0f} "
+            f"| {run.server / run.calls * 1e6:.0f} | {run.share:.0%} | {run.megabytes:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure live migrations.")
+    parser.add_argument("--records", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--backend", nargs="+", choices=["asyncio", "trio"], default=["asyncio", "trio"])
+    parser.add_argument("--on", nargs="+", choices=["disk", "tmpfs"], default=["disk", "tmpfs"])
+    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    text = table(list(runs(arguments := parser.parse_args())))
+    print(text)
+    if arguments.readme:
+        pattern = re.compile(f"{re.escape(MARK)}.*?{re.escape(END)}", re.DOTALL)
+        README.write_text(pattern.sub(f"{MARK}\n{text}\n{END}", README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
