@@ -184,10 +184,7 @@ class Client:
         cancellations = task.cancelling()
         try:
             with anyio.fail_after(self.limits.call):
-                reply = await function()
-                if isinstance(reply, UndecodedReply):
-                    reply = cast("Reply", await anyio.to_thread.run_sync(reply.decode, abandon_on_cancel=True))
-                return reply
+                return await _decoded(await function())
         except TimeoutError:
             raise _UnreachableError(f"no answer within {self.limits.call:g} s") from None
         except GRPCError as error:
@@ -251,6 +248,13 @@ class _Outage:
             raise ContainerdUnavailableError(self._client.address, self._name, text) from error
         await anyio.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+
+async def _decoded(reply: Reply | UndecodedReply) -> Reply:
+    if isinstance(reply, UndecodedReply):
+        # What is decoded for nobody does no harm.
+        return cast("Reply", await anyio.to_thread.run_sync(reply.decode, abandon_on_cancel=True))
+    return reply
 
 
 async def _take_back_cancellations(task: asyncio.Task[object], before: int) -> None:
