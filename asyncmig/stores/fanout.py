@@ -11,7 +11,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def fan_out(call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], *, concurrency: int) -> list[Result]:
+Progress = Callable[[int], None]
+"""Called with the number of items dealt with since the last call."""
+
+
+def no_progress(count: int) -> None:
+    """The progress callback of callers that don't care."""
+
+
+async def fan_out(
+    call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], *, concurrency: int, progress: Progress = no_progress
+) -> list[Result]:
     """``call`` every item, at most ``concurrency`` at a time; the results in the order of the items.
 
     Workers pull from one iterator, so memory does not grow with the number of items (a task an item costs about 50 times as
@@ -26,6 +36,7 @@ async def fan_out(call: Callable[[Item], Awaitable[Result]], items: Sequence[Ite
         for i, item in pending:
             try:
                 results[i] = await call(item)
+                progress(1)
             except Exception as error:
                 errors.append(error)
                 group.cancel_scope.cancel()

@@ -16,18 +16,20 @@ from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import Client, InvalidArgumentError, NotFoundError
 from asyncmig.stores.containerd.labels import SeenLabels
 from asyncmig.stores.containerd.reading import Reader
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.ports import ContentInfo
 
 
 class ContainerdContent:
     """The content port."""
 
-    def __init__(self, bridge: Bridge, client: Client, concurrency: int) -> None:
+    def __init__(self, bridge: Bridge, client: Client, concurrency: int, progress: Progress) -> None:
         self._bridge = bridge
         self._client = client
         self._concurrency = concurrency
+        self._progress = progress
         self._labels = SeenLabels()
-        self._reader = Reader(self._info, self._list, concurrency)
+        self._reader = Reader(self._info, self._list, concurrency, progress)
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
         """Info of all blobs, through List if they are many."""
@@ -52,7 +54,7 @@ class ContainerdContent:
         """Remove the label, with no call for a blob that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(
-            lambda: self._labels.remove_many(digests, label, remove, concurrency=self._concurrency),
+            lambda: self._labels.remove_many(digests, label, remove, concurrency=self._concurrency, progress=self._progress),
         )
 
     async def _remove_label(self, label: str, digest: str) -> None:

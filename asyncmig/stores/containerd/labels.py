@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from asyncmig.stores.containerd.client import NotFoundError
-from asyncmig.stores.fanout import fan_out
+from asyncmig.stores.fanout import Progress, fan_out
 
 
 class SeenLabels:
@@ -30,7 +30,13 @@ class SeenLabels:
         return labels is not None and label not in labels
 
     async def remove_many(
-        self, names: Sequence[str], label: str, remove: Callable[[str], Awaitable[object]], *, concurrency: int
+        self,
+        names: Sequence[str],
+        label: str,
+        remove: Callable[[str], Awaitable[object]],
+        *,
+        concurrency: int,
+        progress: Progress,
     ) -> list[bool]:
         """Call ``remove`` for each object that may have the label; tells for each, in order, whether it exists."""
 
@@ -42,4 +48,4 @@ class SeenLabels:
                     return False
             return True
 
-        return await fan_out(remove_one, names, concurrency=concurrency)
+        return await fan_out(remove_one, names, concurrency=concurrency, progress=progress)

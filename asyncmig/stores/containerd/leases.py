@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from asyncmig.bolt import Checkpoint
@@ -19,7 +19,7 @@ from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import Resource as ResourceMessage
 from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import AlreadyExistsError, Client, NotFoundError, TooLargeError
-from asyncmig.stores.fanout import fan_out
+from asyncmig.stores.fanout import Item, Progress, Result, fan_out
 from asyncmig.stores.ports import Lease, Protected, Resource
 
 _FILTERED_ONE_BY_ONE = 16
@@ -32,15 +32,19 @@ Labels = dict[str, dict[str, str]]
 class ContainerdLeases:
     """The lease port."""
 
-    def __init__(self, bridge: Bridge, client: Client, concurrency: int) -> None:
+    def __init__(self, bridge: Bridge, client: Client, concurrency: int, progress: Progress) -> None:
         self._bridge = bridge
         self._client = client
         self._concurrency = concurrency
+        self._progress = progress
 
     @property
     def atomic(self) -> bool:
         """Each lease is several calls."""
         return False
+
+    async def _fan_out(self, call: Callable[[Item], Awaitable[Result]], items: Sequence[Item]) -> list[Result]:
+        return await fan_out(call, items, concurrency=self._concurrency, progress=self._progress)
 
     # -- reading
 
@@ -52,7 +56,7 @@ class ContainerdLeases:
         labels: Labels = {}
         if ids:
             await self._list(ids, labels)
-        resources = dict(zip(labels, await fan_out(self._resources, list(labels), concurrency=self._concurrency), strict=True))
+        resources = dict(zip(labels, await self._fan_out(self._resources, list(labels)), strict=True))
         return await in_thread(_in_order, ids, labels, resources)
 
     async def _list(self, ids: Sequence[str], labels: Labels) -> None:
@@ -90,7 +94,7 @@ class ContainerdLeases:
         containerd has written what it acknowledges.  Where a connection was lost in between, it is not known which attempt
         took effect, and the lease counts as not confirmed.
         """
-        return await self._bridge.run(lambda: fan_out(self._protect, leases, concurrency=self._concurrency))
+        return await self._bridge.run(partial(self._fan_out, self._protect, leases))
 
     async def _protect(self, lease: Lease) -> Protected:
         is_new = confirmed = True

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
-from asyncmig.stores.fanout import fan_out
+from asyncmig.stores.fanout import Progress, fan_out
 
 Found = TypeVar("Found")
 
@@ -33,6 +33,7 @@ class Reader(Generic[Found]):
     get: Callable[[str], Awaitable[Found | None]]
     pages: Callable[[], AsyncIterator[list[tuple[str, Found]]]]
     concurrency: int
+    progress: Progress
 
     async def read_many(self, names: Sequence[str]) -> list[Found | None]:
         """Each object, in order; ``None`` for one that does not exist.
@@ -43,17 +44,22 @@ class Reader(Generic[Found]):
         if len(names) >= _WORTH_LISTING:
             await self._list(await in_thread(_distinct, names), found)
         rest = await in_thread(_missing, names, found)
-        for name, result in zip(rest, await fan_out(self.get, rest, concurrency=self.concurrency), strict=True):
+        for name, result in zip(rest, await self._get_all(rest), strict=True):
             if result is not None:
                 found[name] = result
         return await in_thread(_in_order, names, found)
+
+    async def _get_all(self, names: Sequence[str]) -> list[Found | None]:
+        return await fan_out(self.get, names, concurrency=self.concurrency, progress=self.progress)
 
     async def _list(self, wanted: set[str], found: dict[str, Found]) -> None:
         """List until all are found, or until single calls for the rest would have been quicker."""
         budget = _LISTED_PER_CALL * len(wanted)
         async with aclosing(self.pages()) as pages:  # type: ignore[type-var]
             async for page in pages:
+                before = len(found)
                 found.update((name, item) for name, item in page if name in wanted)
+                self.progress(len(found) - before)
                 budget -= len(page)
                 if len(found) == len(wanted) or budget <= 0:
                     return

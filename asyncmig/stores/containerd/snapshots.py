@@ -17,6 +17,7 @@ from asyncmig.stores.containerd.client import Client, NotFoundError
 from asyncmig.stores.containerd.labels import SeenLabels
 from asyncmig.stores.containerd.place import Place
 from asyncmig.stores.containerd.reading import Reader
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.ports import Kind, SnapshotInfo
 
 _KINDS = {kind.value: kind for kind in Kind}
@@ -25,13 +26,14 @@ _KINDS = {kind.value: kind for kind in Kind}
 class ContainerdSnapshots:
     """The snapshot port."""
 
-    def __init__(self, bridge: Bridge, client: Client, snapshotter: str, concurrency: int) -> None:
+    def __init__(self, bridge: Bridge, client: Client, snapshotter: str, concurrency: int, progress: Progress) -> None:
         self._bridge = bridge
         self._client = client
         self._snapshotter = snapshotter
         self._concurrency = concurrency
+        self._progress = progress
         self._labels = SeenLabels()
-        self._reader = Reader(self._stat, partial(self._list, ()), concurrency)
+        self._reader = Reader(self._stat, partial(self._list, ()), concurrency, progress)
 
     @property
     def snapshotter(self) -> str:
@@ -81,7 +83,7 @@ class ContainerdSnapshots:
         """Remove the label, with no call for a snapshot that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(
-            lambda: self._labels.remove_many(names, label, remove, concurrency=self._concurrency),
+            lambda: self._labels.remove_many(names, label, remove, concurrency=self._concurrency, progress=self._progress),
         )
 
     async def _remove_label(self, label: str, name: str) -> None:

@@ -13,6 +13,7 @@ from asyncmig.stores.containerd.content import ContainerdContent
 from asyncmig.stores.containerd.leases import ContainerdLeases
 from asyncmig.stores.containerd.preflight import check_server
 from asyncmig.stores.containerd.snapshots import ContainerdSnapshots
+from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.ports import Stores
 
 
@@ -26,12 +27,13 @@ class RunningContainerd:
 
 @asynccontextmanager
 async def open_containerd(
-    address: str, *, namespace: str, snapshotter: str, concurrency: int, patience: float
+    address: str, *, namespace: str, snapshotter: str, concurrency: int, patience: float, progress: Progress = no_progress
 ) -> AsyncIterator[RunningContainerd]:
     """The stores behind the socket ``address``, until the end of the block.
 
-    ``concurrency``: calls at a time.  ``patience``: seconds for which a containerd that has gone is waited for.  Works under
-    asyncio and trio.  Nothing is changed, and no connection, task or thread is left behind.
+    ``concurrency``: calls at a time.  ``patience``: seconds for which a containerd that has gone is waited for.  ``progress``:
+    called for what was dealt with, under trio from another thread.  Works under asyncio and trio.  Opening changes nothing, and
+    no connection, task or thread is left behind.
 
     Raises :class:`LayoutError` and :class:`ContainerdError` if it can't be the right one, or can't do what is needed.
     """
@@ -48,8 +50,9 @@ async def open_containerd(
     async with open_bridge() as bridge:
         try:
             version = await bridge.run(connect)
-            content = ContainerdContent(bridge, clients[0], concurrency)
-            snapshots = ContainerdSnapshots(bridge, clients[0], snapshotter, concurrency)
-            yield RunningContainerd(version, Stores(content, snapshots, ContainerdLeases(bridge, clients[0], concurrency)))
+            content = ContainerdContent(bridge, clients[0], concurrency, progress)
+            snapshots = ContainerdSnapshots(bridge, clients[0], snapshotter, concurrency, progress)
+            leases = ContainerdLeases(bridge, clients[0], concurrency, progress)
+            yield RunningContainerd(version, Stores(content, snapshots, leases))
         finally:
             await run_uncancellable(lambda: bridge.run(close))
