@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from time import perf_counter
@@ -20,6 +21,8 @@ from asyncmig.migration.report import REPORT_VERSION, Outcome, Report
 from asyncmig.migration.semantics import SEMANTICS
 
 _MAX_NOTICES = 20
+_CACHE_FILE = re.compile(r".*\.db(\W.*)?|buildkitd\.lock|workerid", re.DOTALL)
+"""Names of the files of a cache: databases with all that may stand beside them (.tmp, .journal, .before), locks and ids."""
 
 
 @click.command()
@@ -114,9 +117,16 @@ def migrate(
 
 def _check_report_path(path: str) -> None:
     """Refuse a report that can't be written, or that would replace something else, before anything is migrated."""
-    directory = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.access(directory, os.W_OK):
+    real = os.path.realpath(path)
+    if os.path.isdir(real) or not os.access(os.path.dirname(real), os.W_OK):
         raise click.BadParameter(f"can't write {printable(path)}", param_hint="--report")
+    # By its name, because at the end the file may be there although it is not now: the new database, which the report would
+    # replace, or which it would be taken for if the migration has failed.  A database of 0 bytes looks like a new report.
+    if any(_CACHE_FILE.fullmatch(os.path.basename(os.path.abspath(p))) for p in (path, real)):
+        raise click.BadParameter(
+            f"{printable(path)} has the name of a file of a cache; choose another name, such as report.json",
+            param_hint="--report",
+        )
     if os.path.lexists(path) and not _is_report(path):
         raise click.BadParameter(f"{printable(path)} exists and is not a report; it is left alone", param_hint="--report")
 

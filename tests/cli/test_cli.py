@@ -205,15 +205,62 @@ def test_output_that_goes_nowhere_does_not_change_the_outcome(output: str, worke
     assert (worker / "metadata_v2.db").exists()
 
 
-@pytest.mark.parametrize("victim", ["metadata.db", "containerdmeta.db"])
-def test_a_report_never_replaces_anything_but_a_report(victim: str, worker: Path, tmp_path: Path) -> None:
-    before = tree_state(worker)
-    done = run("migrate", worker, "--dry-run", "--report", worker / victim)
+def test_a_report_never_replaces_anything_but_a_report(worker: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "notes.txt"
+    victim.write_text("keep me")
+    done = run("migrate", worker, "--dry-run", "--report", victim)
     assert done.returncode == 2
     assert "is not a report" in done.stderr
-    assert tree_state(worker) == before
+    assert victim.read_text() == "keep me"
     for _ in range(2):
         assert run("migrate", worker, "--dry-run", "--report", tmp_path / "r.json").returncode == 0
+
+
+_CACHE_FILES = (
+    "metadata.db",
+    "metadata_v2.db",
+    "metadata_v2.db.tmp",
+    "metadata_v2.db.journal",
+    "metadata_v2.db.journal.tmp",
+    "containerdmeta.db.before",
+    "snapshots/metadata.db",
+    "../cache.db",
+    "../buildkitd.lock",
+    "workerid",
+)
+
+
+@pytest.mark.parametrize("name", _CACHE_FILES)
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_report_is_never_written_where_a_cache_has_its_files(is_empty: bool, name: str, worker: Path) -> None:
+    """There or not: a report must neither replace such a file nor be taken for it."""
+    if is_empty:
+        (worker / name).write_bytes(b"")
+    refuses_report(worker, worker / name)
+
+
+def test_no_link_and_no_detour_leads_a_report_to_a_file_of_the_cache(worker: Path, tmp_path: Path) -> None:
+    refuses_report(worker, f"{worker}/./metadata_v2.db/")
+    (worker / "metadata.db").write_bytes(b"")
+    (tmp_path / "r.json").symlink_to(worker / "metadata.db")
+    refuses_report(worker, tmp_path / "r.json")
+    (tmp_path / "real.json").write_bytes(b"")
+    (worker / "metadata_v2.db").symlink_to(tmp_path / "real.json")
+    refuses_report(worker, worker / "metadata_v2.db")
+
+
+def refuses_report(worker: Path, report: str | Path) -> None:
+    before = tree_state(worker.parent)
+    done = run("migrate", worker, "--report", report)
+    assert done.returncode == 2
+    assert "has the name of a file of a cache; choose another name" in done.stderr
+    assert tree_state(worker.parent) == before
+
+
+def test_a_report_may_have_any_other_name(worker: Path, tmp_path: Path) -> None:
+    for name in ("report", "dbreport.json", "x.dbx", "workerid.json"):
+        assert run("migrate", worker, "--dry-run", "--report", tmp_path / name).returncode == 0
+        assert json.loads((tmp_path / name).read_text())["outcome"] == "would-migrate"
 
 
 def test_an_interrupted_run_has_a_report(worker: Path, tmp_path: Path) -> None:
