@@ -7,6 +7,7 @@ docs/decisions/0001-pread-not-mmap.md.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -20,6 +21,20 @@ from asyncmig.errors import CorruptDatabaseError, DatabaseError
 Claim = Callable[[int, int], None]
 
 _PAGE_SIZES = [fmt.MIN_PAGE_SIZE << i for i in range(15)]
+
+# A file of holes may claim any size and costs its maker nothing, so memory beyond these is spent only on what is really there.
+_FEW_PAGES = 1 << 20
+"""Pages that a file may use whatever is on disk; a walk takes a byte for each."""
+_BYTES_PER_PAGE = 8
+"""What is on disk at least for each page of any real file: a used page was written whole, a free one is on the freelist.
+
+Pages and not bytes are compared, because sound files may have large holes: what :func:`rebuild` makes of a database that had
+shrunk has them wherever a page is free, and was seen with 441 bytes in use for each on disk.
+"""
+_SMALL_PAGE = 64 << 20
+"""Bytes that a page may have with its overflow pages whatever is on disk."""
+_HOLES_IN_PAGE = 4
+"""How many times its data such a page may be large.  It was written whole, but file systems and copies may drop zeros."""
 
 
 @dataclass(slots=True)
@@ -79,12 +94,38 @@ class PageFile:
             raise corrupt(f"page size {size} is not a power of two from {_PAGE_SIZES[0]} to {_PAGE_SIZES[-1]}")
         if pages * size > self.size:
             raise corrupt(f"the file is truncated: {pages} pages of {size} bytes in use, {self.size} bytes present")
+        if not self._is_on_disk(pages, size):
+            raise corrupt(
+                f"{pages} pages of {size} bytes in use, but nearly all of the file is a hole: they were never written"
+            )
         if meta.txid == fmt.MAX_UINT64:
             raise corrupt("the transaction id cannot be raised any more")
         if not 2 <= meta.root < pages:
             raise corrupt(f"root page {meta.root} is not between 2 and the high water mark {pages}")
         if meta.freelist != NO_FREELIST and not 2 <= meta.freelist < pages:
             raise corrupt(f"freelist page {meta.freelist} is not between 2 and the high water mark {pages}")
+
+    # -- holes
+
+    def _is_on_disk(self, pages: int, page_size: int) -> bool:
+        """Whether as much of the file is on disk as so many pages take at least."""
+        needed = pages * _BYTES_PER_PAGE
+        if pages <= _FEW_PAGES or _allocated(self.fd) >= needed:
+            return True
+        # What is on disk may be compressed.  ZFS counts it only seconds after it was written, other file systems never do.
+        return self._has_data(0, pages * page_size, needed)
+
+    def _has_data(self, start: int, end: int, enough: int) -> bool:
+        """Whether ``enough`` of the bytes from ``start`` to ``end`` are no hole; ``True`` where that can't be told."""
+        try:
+            while enough > 0 and start < end:
+                start = os.lseek(self.fd, start, os.SEEK_DATA)
+                hole = os.lseek(self.fd, start, os.SEEK_HOLE)
+                enough -= max(0, min(hole, end) - start)
+                start = hole
+        except OSError as error:
+            return error.errno != errno.ENXIO  # which means that there are no more data
+        return enough <= 0
 
     # -- pages
 
@@ -108,10 +149,17 @@ class PageFile:
         if claim:
             claim(page_id, page_id + overflow + 1)
         if overflow:
-            image += self.read(overflow * size, (page_id + 1) * size)
-            if len(image) < (overflow + 1) * size:
-                raise self.corrupt(page_id, "the file ends within its overflow pages")
+            image = self._with_overflow(page_id, overflow)
         return Page(page_id, flags, count, overflow, image)
+
+    def _with_overflow(self, page_id: int, overflow: int) -> bytes:
+        start, count = page_id * self.page_size, (overflow + 1) * self.page_size
+        if count > _SMALL_PAGE and not self._has_data(start, start + count, count // _HOLES_IN_PAGE):
+            raise self.corrupt(page_id, f"most of its {overflow} overflow pages are a hole: they were never written")
+        image = self.read(count, start)
+        if len(image) < count:
+            raise self.corrupt(page_id, "the file ends within its overflow pages")
+        return image
 
     def leaf(self, page: Page) -> tuple[list[bytes], list[bytes]]:
         """Keys and values of a leaf page."""
@@ -119,6 +167,8 @@ class PageFile:
             return fmt.decode_leaf(page.image, fmt.PAGE_HEADER_SIZE, page.count, len(page.image))
         except Malformed as problem:
             raise self.corrupt(page.id, str(problem)) from None
+        except MemoryError:
+            raise self.out_of_memory() from None
 
     def branch(self, page: Page) -> tuple[list[bytes], list[int]]:
         """Keys and child page ids of a branch page."""
@@ -126,6 +176,8 @@ class PageFile:
             return fmt.decode_branch(page.image, page.count)
         except Malformed as problem:
             raise self.corrupt(page.id, str(problem)) from None
+        except MemoryError:
+            raise self.out_of_memory() from None
 
     def tree_page(self, page_id: int, claim: Claim | None = None) -> tuple[Page, bool]:
         """A page that must be a branch or a leaf, and whether it is a leaf."""
@@ -145,10 +197,16 @@ class PageFile:
             return decode_freelist(page, self.high_water_mark)
         except Malformed as problem:
             raise self.corrupt(page.id, str(problem)) from None
+        except MemoryError:
+            raise self.out_of_memory() from None
 
     def corrupt(self, page_id: int | None, cause: str) -> CorruptDatabaseError:
         """The error for a page of this file."""
         return CorruptDatabaseError(self.path, page_id, cause)
+
+    def out_of_memory(self) -> DatabaseError:
+        """The error for a file that is too large for this machine."""
+        return DatabaseError(self.path, f"not enough memory for a file with {self.size} bytes")
 
     def read(self, count: int, offset: int) -> bytes:
         """``pread``; fewer bytes at the end of the file."""
@@ -156,8 +214,15 @@ class PageFile:
             return os.pread(self.fd, count, offset)
         except OverflowError:
             raise CorruptDatabaseError(self.path, None, f"offset {offset} is beyond any file") from None
+        except MemoryError:
+            raise self.out_of_memory() from None
         except OSError as error:
             raise DatabaseError(self.path, f"cannot read {count} bytes at {offset}: {error.strerror}") from error
+
+
+def _allocated(fd: int) -> int:
+    """Bytes that the file takes on disk; ``st_blocks`` counts in units of 512 bytes everywhere."""
+    return os.fstat(fd).st_blocks * 512
 
 
 def decode_freelist(page: Page, high_water_mark: int) -> list[int]:

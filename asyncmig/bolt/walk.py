@@ -35,11 +35,15 @@ class Walker:
     """Walks trees of one file and remembers in :attr:`seen` (a byte per page) which pages belong to them.
 
     Raises :class:`CorruptDatabaseError` at the first problem; a subclass may override :meth:`problem` to go on instead.
+    Raises :class:`DatabaseError` where memory does not suffice; :class:`PageFile` sees to it that this takes a large file.
     """
 
     def __init__(self, pages: PageFile, checkpoint: Checkpoint = no_checkpoint) -> None:
         self.pages = pages
-        self.seen = bytearray(pages.high_water_mark)
+        try:
+            self.seen = bytearray(pages.high_water_mark)
+        except MemoryError:
+            raise pages.out_of_memory() from None
         self.seen[0:2] = b"\1\1"
         self.checkpoint = checkpoint
 
@@ -49,9 +53,12 @@ class Walker:
 
     def mark(self, first: int, end: int) -> None:
         """Note that these pages are in use; raises if one of them already was."""
-        if any(self.seen[first:end]):
-            raise self.pages.corrupt(first, "referenced twice")
-        self.seen[first:end] = b"\1" * (end - first)
+        try:
+            if any(self.seen[first:end]):
+                raise self.pages.corrupt(first, "referenced twice")
+            self.seen[first:end] = b"\1" * (end - first)
+        except MemoryError:
+            raise self.pages.out_of_memory() from None
 
     def leaves(self, root: int) -> Iterator[Leaf]:
         """The leaf pages of the bucket with root page ``root``, in key order.  Nested buckets are not entered."""

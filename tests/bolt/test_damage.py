@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from asyncmig.bolt import BucketValue, Db, check, dump
+from asyncmig.bolt import BucketValue, Db, check, dump, format, pagefile, walk
 from asyncmig.bolt.format import (
     BRANCH,
     FREELIST,
@@ -26,7 +28,7 @@ from asyncmig.bolt.format import (
     encode_leaf,
     encode_page,
 )
-from asyncmig.errors import CorruptDatabaseError
+from asyncmig.errors import CorruptDatabaseError, DatabaseError
 from tests.bolt.helpers import assert_sound, new_db, updating, viewing
 from tests.bolt.mutate import Image, sample
 
@@ -430,6 +432,106 @@ def test_overflow_past_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.M
     path = craft(tmp_path / "db", {2: bytes(page)}, root=2, end=3)
     with at_most(monkeypatch, megabytes=1):
         assert "overflow" in str(check(path).findings)
+
+
+# -- holes: they claim any size and take nothing on disk
+
+
+def with_holes(path: Path, pages: dict[int, bytes], *, end: int, page_size: int = 1024) -> Path:
+    """The same as :func:`craft`, with the missing pages as a hole.  The root is page 2."""
+    craft(path, {}, root=2, end=2, page_size=page_size)
+    with path.open("r+b") as file:
+        for txid in (0, 1):
+            file.seek(txid * page_size)
+            file.write(Meta(page_size, 0, 2, 0, NO_FREELIST, end, txid).pack())
+        for page, image in pages.items():
+            file.seek(page * page_size)
+            file.write(image)
+        file.truncate(end * page_size)
+    return path
+
+
+HOLLOW = "pages of 1024 bytes in use, but nearly all of the file is a hole: they were never written"
+
+
+def test_a_file_of_a_terabyte_that_is_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_holes(tmp_path / "db", {2: leaf(2, {b"k": b"v"})}, end=1 << 30)
+    with at_most(monkeypatch, megabytes=1):
+        assert [str(f) for f in check(path).findings] == [f"page 1: 1073741824 {HOLLOW}"]
+        with pytest.raises(CorruptDatabaseError, match=rf"db: corrupt database: page 1: 1073741824 {HOLLOW}"):
+            Db.open(path)
+
+
+def test_a_file_whose_free_pages_are_holes_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What :func:`rebuild` makes of a database that had shrunk."""
+    path = with_holes(tmp_path / "db", {2: leaf(2, {b"k": b"v"})}, end=1 << 18)
+    with at_most(monkeypatch, megabytes=2):
+        assert check(path).clean
+
+
+def test_what_is_on_disk_decides_how_many_pages_are_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pagefile, "_FEW_PAGES", 0)
+    in_use = dict.fromkeys(range(3, 67), b"\1" * 1024)
+    path = with_holes(tmp_path / "db", {2: leaf(2, {b"k": b"v"}), **in_use}, end=1 << 13)
+    assert check(path).clean
+    too_many = with_holes(tmp_path / "db2", {2: leaf(2, {b"k": b"v"}), **in_use}, end=1 << 14)
+    assert HOLLOW in str(check(too_many).findings)
+    # A file system that compresses has less on disk, one that writes later, or over a network, may have nothing yet.
+    monkeypatch.setattr(pagefile, "_allocated", lambda fd: 512)
+    assert check(path).clean
+    assert HOLLOW in str(check(too_many).findings)
+
+
+def test_where_holes_cannot_be_told_they_are_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(fd: int, offset: int, how: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    path = with_holes(tmp_path / "db", {2: leaf(2, {b"k": b"v"})}, end=1 << 21)
+    assert HOLLOW in str(check(path).findings)
+    monkeypatch.setattr(os, "lseek", unsupported)
+    assert check(path).clean
+
+
+def test_overflow_pages_that_are_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = bytearray(leaf(2, {b"k": b"v"}))
+    page[12:16] = ((1 << 19) - 3).to_bytes(4, "little")
+    path = with_holes(tmp_path / "db", {2: bytes(page)}, end=1 << 19)
+    with at_most(monkeypatch, megabytes=3):
+        assert str(check(path).findings[0]) == "page 2: most of its 524285 overflow pages are a hole: they were never written"
+        with viewing(path) as tx, pytest.raises(CorruptDatabaseError, match="page 2: most of its 524285 overflow pages"):
+            tx.root.get(b"k")
+
+
+def test_a_page_of_many_megabytes_is_read(tmp_path: Path) -> None:
+    path = new_db(tmp_path / "db")
+    value = b"v" * (65 << 20)
+    with updating(path) as tx:
+        tx.root.create_bucket(b"b").put(b"k", value)
+    with viewing(path) as tx:
+        bucket = tx.bucket(b"b")
+        assert bucket is not None
+        assert bucket.get(b"k") == value
+    assert check(path).clean
+
+
+@pytest.mark.parametrize("at", ["reading", "decoding", "walking", "marking"])
+def test_a_lack_of_memory_names_the_file(at: str, sound: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> NoReturn:
+        raise MemoryError
+
+    path = tmp_path / "db"
+    path.write_bytes(sound.data)
+    match at:
+        case "reading":
+            monkeypatch.setattr(os, "pread", fail)
+        case "decoding":
+            monkeypatch.setattr(format, "decode_leaf", fail)
+        case "walking":
+            monkeypatch.setattr(walk, "bytearray", fail, raising=False)
+        case "marking":
+            monkeypatch.setattr(walk, "any", fail, raising=False)
+    with pytest.raises(DatabaseError, match=rf"{path}: not enough memory for a file with {len(sound.data)} bytes"):
+        check(path)
 
 
 def test_bucket_in_itself(tmp_path: Path) -> None:
