@@ -195,6 +195,7 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
         yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
         yield "labels removed", f"from {snapshots} snapshots, {blobs} blobs and {views} views that were left behind"
     else:
+        yield "views", f"{counts.views} that were left behind and would be released"
         if report.edited:
             yield "would edit", ", ".join(map(printable, report.edited))
         yield "would make", printable(os.path.join(report.path, "metadata_v2.db"))

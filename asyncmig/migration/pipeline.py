@@ -41,6 +41,7 @@ class Pipeline:
         self._new: NewDatabase | None = None
         self._journal = Journal(target)
         self._plan = LeasePlan([], [])
+        self._views: list[str] = []
         self._doubtful: list[Lease] = []  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
 
@@ -54,6 +55,8 @@ class Pipeline:
             await in_thread(self._read)
         async with self._stage(Stage.RESOLVE):
             await resolve(cache, self.stores.snapshots)
+            self._views = await self.stores.snapshots.views()
+            cache.report.counts.views = len(self._views)
         async with self._stage(Stage.BLOBS):
             await find_blobs(cache, self.stores.content)
         async with self._stage(Stage.CHAINS):
@@ -134,7 +137,7 @@ class Pipeline:
             case Stage.VERIFY:
                 await verify(self._doubtful, self.stores.leases)
             case Stage.RELEASE:
-                await release(self.cache, self.stores)
+                await release(self.cache, self.stores, self._views)
             case Stage.PUBLISH:
                 await in_thread(self._publish)
             case _:

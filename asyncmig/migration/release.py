@@ -16,12 +16,12 @@ ROOT = "containerd.io/gc.root"
 """Label of what containerd's garbage collector keeps (containerd ``metadata/gc.go``)."""
 
 
-async def release(cache: Cache, stores: Stores) -> None:
-    """Remove the labels from the records' snapshots, from their blobs and from all views.
+async def release(cache: Cache, stores: Stores, views: list[str]) -> None:
+    """Remove the labels from the records' snapshots, from their blobs and from the views.
 
-    A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
+    ``views`` were asked for before the tail: the question fails where one could not be released, and none appears or goes
+    while the daemon is stopped.  A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
     """
-    views = await stores.snapshots.views()
     snapshots = await in_thread(_snapshots, cache, views)
     found = await stores.snapshots.remove_label_many(snapshots, ROOT)
     await in_thread(_count_snapshots, cache.report.counts, snapshots, found, set(views))

@@ -46,6 +46,8 @@ class Counts:
     """Records that got their blob's digest, diffID and media type."""
     chains: int = 0
     """Records that got chain IDs."""
+    views: int = 0
+    """Views that an old daemon has left behind; their labels go, too."""
     leases_created: int = 0
     leases_existing: int = 0
     snapshots_released: int = 0

@@ -58,6 +58,7 @@ def test_dry_run(worker: Path) -> None:
     done = run("migrate", worker, "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith("dry run: would migrate")
+    assert "views:          1 that were left behind and would be released" in done.stdout
     assert tree_state(worker) == before
 
 

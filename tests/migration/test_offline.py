@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -29,7 +29,7 @@ from asyncmig import (
     RecordError,
     StoreError,
 )
-from asyncmig.bolt import Db, check
+from asyncmig.bolt import Bucket, Db, check
 from asyncmig.bolt.format import NO_FREELIST
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.progress import Progress, Stage
@@ -37,7 +37,7 @@ from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
 from asyncmig.synth import synthesize
 from tests.bolt.helpers import patch_metas, read_meta
-from tests.caches import Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
+from tests.caches import ROOT, Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
 from tests.conftest import missing
 from tests.states import containerd_state, dump_lines, tree_state
 
@@ -111,6 +111,58 @@ async def test_a_damaged_store_is_not_touched(name: str, worker: Path) -> None:
     ):
         await asyncmig.migrate(worker)
     assert tree_state(worker) == before
+
+
+def labels_value(entry: Bucket) -> None:
+    if entry.bucket(b"labels") is not None:
+        entry.delete_bucket(b"labels")
+    entry.put(b"labels", b"v")
+
+
+def bucket_in_place_of(*path: bytes) -> Callable[[Bucket], None]:
+    def damage(entry: Bucket) -> None:
+        for name in path[:-1]:
+            entry = entry.create_bucket_if_not_exists(name)
+        entry.delete(path[-1])
+        entry.create_bucket(path[-1])
+
+    return damage
+
+
+_BLOB = digest("blob b")
+_SNAPSHOTS = (b"v1", b"buildkit", b"snapshots", b"overlayfs")
+ENTRIES = {
+    "snapshot b": ("containerdmeta.db", (*_SNAPSHOTS, b"b")),
+    "snapshot view": ("containerdmeta.db", (*_SNAPSHOTS, b"view")),
+    f"blob {_BLOB}": ("containerdmeta.db", (b"v1", b"buildkit", b"content", b"blob", _BLOB.encode())),
+    "snapshot buildkit/2/b": ("snapshots/metadata.db", (b"v1", b"snapshots", b"buildkit/2/b")),
+    "snapshot buildkit/7/view": ("snapshots/metadata.db", (b"v1", b"snapshots", b"buildkit/7/view")),
+}
+SHAPES = {
+    "labels is a value where a bucket should be": labels_value,
+    "createdat is a bucket where a time should be": bucket_in_place_of(b"createdat"),
+    "updatedat is a bucket where a time should be": bucket_in_place_of(b"updatedat"),
+    "label containerd.io/gc.root is a bucket where a value should be": bucket_in_place_of(b"labels", ROOT.encode()),
+    "label x is a bucket where a value should be": bucket_in_place_of(b"labels", b"x"),
+}
+
+
+@pytest.mark.parametrize("what", ENTRIES)
+@pytest.mark.parametrize("cause", SHAPES)
+async def test_an_entry_that_could_not_be_released_is_found_before_anything_is_changed(
+    what: str, cause: str, worker: Path
+) -> None:
+    """The labels go last, and the leases would have been made; so it would fail half-way, each time anew."""
+    name, place = ENTRIES[what]
+    with Db.open(worker / name, writable=True) as db, db.update() as tx:
+        entry = tx.path_bucket(*place)
+        assert entry is not None
+        SHAPES[cause](entry)
+    before = tree_state(worker)
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match=f"{worker / name}: {what}: {cause}; containerd never writes that"):
+            await asyncmig.migrate(worker, Options(dry_run=dry_run))
+        assert tree_state(worker) == before
 
 
 async def test_a_snapshot_without_backend_counts_as_missing(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ async def test_no_label_goes_before_all_leases_are_complete(worker: Path) -> Non
     assert not {"create lease", "add resource"} & set(calls.verbs[first_update:])
 
 
+async def test_views_are_asked_for_before_the_tail_and_only_there(worker: Path) -> None:
+    state, calls = sample_cache().in_memory(), Calls()
+    state.on_call = calls
+    report = await migrate_with(worker, state.stores())
+    assert "views" in calls.verbs[: calls.verbs.index("create lease")]
+    assert calls.verbs.count("views") == 1
+    assert (report.counts.views, report.counts.views_released) == (1, 1)
+
+
 async def test_stages_come_in_upstreams_order(worker: Path) -> None:
     stages: list[Stage] = []
 

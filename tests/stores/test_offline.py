@@ -66,9 +66,15 @@ async def test_views_of_another_namespace_or_snapshotter_are_not_ours(tmp_path: 
     with Db.open(worker / "containerdmeta.db", writable=True) as db, db.update() as tx:
         other = tx.create_path(b"v1", b"other", b"snapshots", b"overlayfs", b"two")
         other.put(b"name", b"other/9/two")
+        other.put(b"labels", b"no bucket, which is not our concern")
         ours = tx.path_bucket(*SNAPSHOTS)
         assert ours is not None
         ours.delete_bucket(b"two")
+    with Db.open(worker / "snapshots" / "metadata.db", writable=True) as db, db.update() as tx:
+        for name in (b"other/9/two", b"buildkit/2/two"):
+            foreign = tx.create_path(b"v1", b"snapshots", name)
+            foreign.put(b"kind", bytes([Kind.VIEW.value]))
+            foreign.put(b"labels", b"no bucket")
     files = OfflineFiles.open(
         worker / "containerdmeta.db", worker / "snapshots" / "metadata.db", namespace="buildkit", writable=False
     )
@@ -89,6 +95,13 @@ async def test_a_view_whose_backend_name_does_not_tell_its_key(tmp_path: Path) -
     paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
     files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
     assert await offline_stores(files, "overlayfs").snapshots.views() == ["a", "b"]
+    files.close()
+    with Db.open(paths[0], writable=True) as db, db.update() as tx:
+        tx.create_path(*SNAPSHOTS, b"b").delete_bucket(b"labels")
+        tx.create_path(*SNAPSHOTS, b"b").put(b"labels", b"no bucket")
+    files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
+    with pytest.raises(StoreError, match=r"containerdmeta\.db: snapshot b: labels is a value"):
+        await offline_stores(files, "overlayfs").snapshots.views()
     files.close()
 
 

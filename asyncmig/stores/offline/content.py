@@ -11,7 +11,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, remove_label, update, view
+from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, check_shape, remove_label, update, view
 from asyncmig.stores.ports import ContentInfo
 
 _SIZE = b"size"
@@ -24,7 +24,10 @@ class OfflineContent:
         self._files = files
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
-        """Info of all blobs from one read transaction."""
+        """Info of all blobs from one read transaction.
+
+        Raises :class:`StoreError` for one whose labels could not be removed.
+        """
         return await in_thread(self._info_many, digests)
 
     def _info_many(self, checkpoint: Checkpoint, digests: Sequence[str]) -> list[ContentInfo | None]:
@@ -35,6 +38,7 @@ class OfflineContent:
                 checkpoint()
                 entry = blobs.bucket(codec.to_bytes(digest)) if blobs else None
                 if entry is not None:
+                    check_shape(entry, self._files.metadata_path, f"blob {digest}")
                     found[digest] = ContentInfo(digest, codec.decode_varint(entry.get(_SIZE) or b""))
         return [found.get(digest) for digest in digests]
 

@@ -139,6 +139,31 @@ def update(db: Db | None) -> Iterator[Tx]:
         yield tx
 
 
+def check_shape(entry: Bucket, path: str, what: str) -> None:
+    """Raise :class:`StoreError` for an entry that :func:`remove_label` would fail on, or containerd when it does the same.
+
+    Meant for the reading stages: the labels go when leases have been made already, and a failure then would come again and
+    again.  ``path`` is the database, ``what`` names the entry for the message.
+    """
+    cause = misshapen(entry)
+    if cause:
+        raise StoreError(
+            f"{printable(path)}: {printable(what)}: {cause}; containerd never writes that, restore the file from a copy"
+        )
+
+
+def misshapen(entry: Bucket) -> str | None:
+    """What is wrong with the times and labels of a metadata entry, ``None`` if nothing is."""
+    for name in (CREATED_AT, UPDATED_AT):
+        if entry.bucket(name) is not None:
+            return f"{name.decode()} is a bucket where a time should be"
+    labels = entry.bucket(LABELS)
+    if labels is None:
+        return "labels is a value where a bucket should be" if LABELS in entry else None
+    nested = next((key for key, value in labels.items() if value is None), None)
+    return None if nested is None else f"label {printable(to_text(nested))} is a bucket where a value should be"
+
+
 def remove_label(entry: Bucket, label: bytes, now: bytes) -> None:
     """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry.
 

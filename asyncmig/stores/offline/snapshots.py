@@ -13,7 +13,7 @@ from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, remove_label, update, view
+from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, check_shape, remove_label, update, view
 from asyncmig.stores.ports import Kind, SnapshotInfo
 
 _NAME = b"name"
@@ -35,7 +35,10 @@ class OfflineSnapshots:
         return self._snapshotter
 
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
-        """Stat of all snapshots from one read transaction a database."""
+        """Stat of all snapshots from one read transaction a database.
+
+        Raises :class:`StoreError` for one whose labels could not be removed.
+        """
         return await in_thread(self._stat_many, names)
 
     def _stat_many(self, checkpoint: Checkpoint, names: Sequence[str]) -> list[SnapshotInfo | None]:
@@ -73,6 +76,7 @@ class OfflineSnapshots:
                 checkpoint()
                 entry = snapshots.bucket(codec.to_bytes(name)) if snapshots else None
                 if entry is not None:
+                    self._check_metadata(entry, codec.to_bytes(name))
                     found[name] = (entry.get(_NAME) or b"", codec.to_text(entry.get(_PARENT) or b""))
         return found
 
@@ -85,11 +89,21 @@ class OfflineSnapshots:
                 checkpoint()
                 entry = snapshots.bucket(name) if snapshots and name else None
                 if entry is not None:
+                    self._check_backend(entry, name)
                     found[name] = _kind(entry)
         return found
 
+    def _check_metadata(self, entry: Bucket, key: bytes) -> None:
+        check_shape(entry, self._files.metadata_path, f"snapshot {codec.to_text(key)}")
+
+    def _check_backend(self, entry: Bucket, name: bytes) -> None:
+        check_shape(entry, self._files.backend_path, f"snapshot {codec.to_text(name)}")
+
     async def views(self) -> list[str]:
-        """Keys of all snapshots of kind View, in the order of containerd's Walk."""
+        """Keys of all snapshots of kind View, in the order of containerd's Walk.
+
+        Raises :class:`StoreError` for one whose labels could not be removed.
+        """
         return await in_thread(self._views)
 
     def _views(self, checkpoint: Checkpoint) -> list[str]:
@@ -101,25 +115,33 @@ class OfflineSnapshots:
                 entry = snapshots.bucket(name) if snapshots and value is None else None
                 if entry is not None and _kind(entry) is Kind.VIEW:
                     backend_views.add(name)
-        return self._keys_of(checkpoint, backend_views)
+            keys = self._keys_of(checkpoint, backend_views)
+            # Only those that are ours: nothing is changed in other namespaces, so their shape is not our concern.
+            for name in sorted_in_steps(list(keys)) if snapshots else ():
+                checkpoint()
+                entry = snapshots.bucket(name) if snapshots else None
+                if entry is not None:
+                    self._check_backend(entry, name)
+        return [codec.to_text(key) for key in sorted_in_steps(list(keys.values()))]
 
-    def _keys_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> list[str]:
+    def _keys_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> dict[bytes, bytes]:
         """Metadata keys of those backend snapshots that belong to this namespace and snapshotter."""
         found: dict[bytes, bytes] = {}
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
             if not snapshots:
-                return []
+                return found
             # containerd names a backend snapshot <namespace>/<number>/<key>, so the key can be guessed, and confirmed.
             for name in sorted_in_steps(list(backend_names)):
                 checkpoint()
                 key = name.split(b"/", 2)[-1]
                 entry = snapshots.bucket(key) if key else None
                 if entry is not None and entry.get(_NAME) == name:
+                    self._check_metadata(entry, key)
                     found[name] = key
             if len(found) < len(backend_names):
                 self._search(checkpoint, snapshots, backend_names.difference(found), found)
-        return [codec.to_text(key) for key in sorted_in_steps(list(found.values()))]
+        return found
 
     def _search(self, checkpoint: Checkpoint, snapshots: Bucket, wanted: set[bytes], found: dict[bytes, bytes]) -> None:
         """Look through all entries for backend names that did not tell their key: another namespace's, most often."""
@@ -127,7 +149,8 @@ class OfflineSnapshots:
             checkpoint()
             entry = snapshots.bucket(key) if value is None else None
             name = entry and entry.get(_NAME)
-            if name and name in wanted:
+            if entry is not None and name and name in wanted:
+                self._check_metadata(entry, key)
                 found[name] = key
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
