@@ -28,7 +28,8 @@ _NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db), which this
 class Layout:
     """The places of one cache.
 
-    ``name`` is ``oci`` or ``containerd``; ``directory`` is the worker directory; ``snapshotter`` is "" while it is not known.
+    ``name`` is ``oci`` or ``containerd``; ``directory`` is the worker directory, links resolved, and ``links`` are those that
+    led there; ``snapshotter`` is "" while it is not known.
     The stores are in a running containerd if ``address`` is given, its socket; in the files of a stopped one if
     ``containerd_root`` is, its root; otherwise in the worker directory.
     Sources of the paths: moby/buildkit ``worker/runc/runc.go``, containerd's plugin ids.
@@ -40,6 +41,7 @@ class Layout:
     snapshotter: str = ""
     containerd_root: str | None = None
     address: str | None = None
+    links: tuple[str, ...] = ()
 
     @property
     def v1(self) -> str:
@@ -57,9 +59,14 @@ class Layout:
         return [] if self.address else [self.containerd_metadata, self.snapshotter_metadata]
 
     @property
-    def daemon_lock(self) -> str:
-        """The file that a running buildkitd keeps locked; versions before v0.5.1 have none."""
-        return os.path.join(os.path.dirname(self.directory), _DAEMON_LOCK)
+    def daemon_locks(self) -> list[str]:
+        """The files one of which a running buildkitd keeps locked; versions before v0.5.1 have none.
+
+        It lies in the daemon's root, beside the worker directory or beside a link to it, whichever the daemon goes by.
+        """
+        locks = (os.path.join(os.path.dirname(path), _DAEMON_LOCK) for path in (self.directory, *self.links))
+        # Each file once: a second lock on it would conflict with the first.
+        return list(dict.fromkeys(map(os.path.realpath, locks)))
 
     @property
     def containerd_metadata(self) -> str:
@@ -103,17 +110,35 @@ def find_layout(
     directory = os.path.abspath(os.fspath(path))
     if not exists(directory) or not os.path.isdir(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")
-    worker = directory if _is_worker(directory) else _only_worker(directory, is_named=layout != "auto")
-    match = _WORKER_NAME.fullmatch(os.path.basename(worker))
+    if not _is_worker(directory):
+        directory = _only_worker(directory, is_named=layout != "auto")
+    worker, *links = _places(directory)
+    match = _match_name(worker, *links)
     name = layout
     if layout == "auto":
         named = address is not None or containerd_root is not None
         name = "containerd" if named or _looks_like_containerd(worker, match) else "oci"
-    found = Layout(name, worker, namespace or DEFAULT_NAMESPACE, snapshotter or (match[2] if match else ""))
+    snapshotter = snapshotter or (match[2] if match else "")
+    found = Layout(name, worker, namespace or DEFAULT_NAMESPACE, snapshotter, links=tuple(links))
     if name == "containerd":
         found = _in_containerd(found, namespace, containerd_root, address)
     _check_reachable(found)
     return found
+
+
+def _places(path: str) -> list[str]:
+    """Where the directory ``path`` is, and the links that lead there, the last one first."""
+    places: list[str] = []
+    while os.path.islink(path):
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        places.insert(0, path)
+        path = os.path.join(os.path.dirname(path), os.readlink(path)).rstrip("/") or "/"
+    return [os.path.realpath(path), *places]
+
+
+def _match_name(*places: str) -> re.Match[str] | None:
+    """The first name that tells kind and snapshotter."""
+    return next((match for place in places if (match := _WORKER_NAME.fullmatch(os.path.basename(place)))), None)
 
 
 def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
@@ -136,9 +161,7 @@ def _in_containerd(found: Layout, namespace: str | None, containerd_root: StrPat
 
 def _is_worker(directory: str) -> bool:
     files = (V1, V2, _CONTAINERD_META)
-    return any(exists(os.path.join(directory, name)) for name in files) or bool(
-        _WORKER_NAME.fullmatch(os.path.basename(directory))
-    )
+    return any(exists(os.path.join(directory, name)) for name in files) or _match_name(*_places(directory)) is not None
 
 
 def _only_worker(root: str, *, is_named: bool) -> str:

@@ -41,7 +41,7 @@ async def open_stores(layout: Layout, *, writable: bool, concurrency: int, patie
 
     Raises :class:`DatabaseLockedError` while a buildkitd runs.
     """
-    async with _locked_daemon(layout.daemon_lock, writable):
+    async with _locked_daemon(layout.daemon_locks, writable):
         if layout.address is None:
             stores = _open_files(layout, writable)
         else:
@@ -69,13 +69,14 @@ def _import_containerd(_: Checkpoint) -> ModuleType:
 
 
 @asynccontextmanager
-async def _locked_daemon(path: str, writable: bool) -> AsyncIterator[None]:
-    """The lock that buildkitd holds while it runs, if the file is there."""
+async def _locked_daemon(paths: list[str], writable: bool) -> AsyncIterator[None]:
+    """The lock that buildkitd holds while it runs, wherever the file is there."""
     # Kept outside of the call, here and below: when the caller is cancelled in the last moment, a result would be lost.
     opened: list[int] = []
 
     def take(_: Checkpoint) -> None:
-        opened.extend(_lock_daemon(path, writable))
+        for path in paths:
+            opened.extend(_lock_daemon(path, writable))
 
     try:
         await in_thread(take)

@@ -93,6 +93,24 @@ async def test_the_lock_file_of_a_running_buildkitd_stops_the_migration(worker: 
     assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
 
 
+@pytest.mark.parametrize("place", ["root", "links"])
+async def test_the_daemon_is_noticed_when_the_worker_directory_is_reached_through_a_link(
+    place: str, worker: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "cache"
+    link.symlink_to(worker)
+    before = tree_state(worker)
+    lock = (worker.parent if place == "root" else link.parent) / "buildkitd.lock"
+    with lock.open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        with pytest.raises(DatabaseLockedError, match=f"{lock}: locked"):
+            await asyncmig.migrate(link)
+    assert tree_state(worker) == before
+    report = await asyncmig.migrate(link)
+    assert (report.outcome, report.path, report.snapshotter) == (Outcome.MIGRATED, str(worker), "overlayfs")
+
+
 @pytest.mark.parametrize("name", ["containerdmeta.db", "snapshots/metadata.db"])
 async def test_a_damaged_store_is_not_touched(name: str, worker: Path) -> None:
     """A page that is both free and in use would be overwritten by the first edit."""
