@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
 import click
 
 from asyncmig.bolt import Db, dump
 from asyncmig.bolt import check as check_file
+from asyncmig.bolt.check import CheckResult
+from asyncmig.cli.output import binary_output, writing_output
 
 
 @click.group()
@@ -24,6 +25,17 @@ def check(file: str) -> int:
     Reports everything that bbolt's own check does, and the bounds, orders and inline buckets that it takes on trust.
     """
     result = check_file(file)
+    with writing_output():
+        _print_result(result)
+    if result.clean:
+        return 0
+    more = " and more" if result.truncated else ""
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        click.echo(f"damaged: {len(result.findings)} finding{'s' if len(result.findings) > 1 else ''}{more}", err=True)
+    return 1
+
+
+def _print_result(result: CheckResult) -> None:
     for finding in result.findings:
         click.echo(str(finding))
     if result.clean:
@@ -31,10 +43,6 @@ def check(file: str) -> int:
             f"clean: {result.pages} pages of {result.page_size} bytes, {result.free_pages} free, "
             f"{result.buckets} buckets, {result.keys} keys"
         )
-        return 0
-    more = " and more" if result.truncated else ""
-    click.echo(f"damaged: {len(result.findings)} finding{'s' if len(result.findings) > 1 else ''}{more}", err=True)
-    return 1
 
 
 @db.command("dump")
@@ -48,8 +56,7 @@ def dump_command(file: str) -> None:
     {"p":[bucket names],"k":key,"vx":hex}          a key with any other value
     Names that are not printable are written hex:<hex>.
     """
-    # The reader of a pipe (head, less) may have seen enough.
-    with Db.open(file) as opened, contextlib.suppress(BrokenPipeError):
+    stream = binary_output()
+    with Db.open(file) as opened, writing_output():
         for line in dump(opened):
-            sys.stdout.buffer.write(line.encode() + b"\n")
-        sys.stdout.buffer.flush()
+            stream.write(line.encode() + b"\n")

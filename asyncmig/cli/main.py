@@ -11,11 +11,13 @@ from typing import NoReturn, TextIO
 import click
 
 from asyncmig._version import __version__
+from asyncmig.cli.output import OutputError
 from asyncmig.cli.run import Interrupted
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
+EXIT_OUTPUT = os.EX_IOERR
 
 _EPILOG = """\b
 Exit codes:
@@ -23,6 +25,7 @@ Exit codes:
   1    failed, nothing was changed (db check: the file is damaged)
   2    wrong usage
   4    failed half-way: nothing is lost, run it again to complete the migration
+  74   db check, db dump: the result could not be written to standard output
   130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """
 
@@ -60,6 +63,9 @@ def main() -> NoReturn:
     except Interrupted as interrupted:
         _complain(str(interrupted))
         code = 128 + interrupted.signal
+    except OutputError as error:
+        _complain(str(error))
+        code = EXIT_OUTPUT
     except AsyncmigError as error:
         _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError) else EXIT_FAILED

@@ -39,7 +39,7 @@ def test_version() -> None:
 
 def test_help_documents_the_exit_codes() -> None:
     text = run("--help").stdout
-    for code in ("0 ", "1 ", "2 ", "4 ", "130"):
+    for code in ("0 ", "1 ", "2 ", "4 ", "74 ", "130"):
         assert f"\n    {code}" in text
 
 
@@ -285,17 +285,22 @@ def test_check_of_a_clean_file(worker: Path) -> None:
     assert done.stdout.startswith("clean: ")
 
 
-def test_check_of_a_damaged_file(worker: Path) -> None:
-    path = worker / "metadata.db"
+def damage_root(path: Path) -> int:
+    """Give the root page a type that there is not; returns its number."""
     with Db.open(path) as db:
         assert db.pages is not None
-        root = db.pages.meta.root * db.pages.page_size
+        root, page_size = db.pages.meta.root, db.pages.page_size
     raw = bytearray(path.read_bytes())
-    raw[root + 8] = 0x55
+    raw[root * page_size + 8] = 0x55
     path.write_bytes(raw)
-    done = run("db", "check", path)
+    return root
+
+
+def test_check_of_a_damaged_file(worker: Path) -> None:
+    root = damage_root(worker / "metadata.db")
+    done = run("db", "check", worker / "metadata.db")
     assert done.returncode == 1
-    assert f"page {root // 4096}: type 0x55" in done.stdout
+    assert f"page {root}: type 0x55" in done.stdout
 
 
 def test_dump(worker: Path) -> None:
@@ -308,6 +313,30 @@ def test_dump_into_a_closed_pipe_is_quiet(worker: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == '{"p":["v1"],"b":true}\n'
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "cause"),
+    [
+        ("check", ">/dev/full", "No space left on device"),
+        ("dump", ">/dev/full", "No space left on device"),
+        ("dump", ">&-", "it is closed"),
+    ],
+)
+def test_a_result_that_can_t_be_written_is_an_error_of_its_own(command: str, output: str, cause: str, worker: Path) -> None:
+    done = shell(f"{sys.executable} -m asyncmig db {command} {worker}/metadata.db {output}")
+    assert (done.returncode, done.stderr) == (74, f"asyncmig: cannot write to standard output: {cause}\n")
+
+
+@pytest.mark.parametrize("output", ["| true; exit ${PIPESTATUS[0]}", ">&-", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_exit_code_of_a_check_that_nobody_reads(is_damaged: bool, output: str, worker: Path) -> None:
+    path = worker / "metadata.db"
+    if is_damaged:
+        damage_root(path)
+    done = shell(f"{sys.executable} -m asyncmig db check {path} {output}")
+    assert done.returncode == int(is_damaged)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "dump"])
