@@ -107,6 +107,8 @@ def find_layout(
         raise LayoutError("a running containerd (address) and a stopped one (containerd root) exclude each other")
     if not os.fspath(path):
         raise LayoutError("the path is empty")
+    if containerd_root is not None and not os.fspath(containerd_root):
+        raise LayoutError("the containerd root is empty; name the root directory of a stopped containerd")
     directory = os.path.abspath(os.fspath(path))
     if not exists(directory) or not os.path.isdir(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")

@@ -97,6 +97,8 @@ def migrate(
     )
     if not path:
         raise click.BadParameter("it is empty", param_hint="PATH")
+    if containerd_root == "":
+        raise click.BadParameter("it is empty", param_hint="--containerd-root")
     if report is not None:
         _check_report_path(report)
     start = perf_counter()

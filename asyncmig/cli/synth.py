@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
+
+from asyncmig.errors import printable
 
 
 @click.command()
@@ -18,4 +22,5 @@ def synth(path: str, records: int, seed: int, bare: bool) -> None:
     from asyncmig.synth import synthesize  # noqa: PLC0415  (no other command needs it)
 
     made = synthesize(path, records=records, seed=seed, bare=bare)
-    click.echo(f"made {made.directory}: {made.records} records")
+    with contextlib.suppress(OSError):  # it is made, whether somebody reads that or not
+        click.echo(f"made {printable(made.directory)}: {made.records} records")

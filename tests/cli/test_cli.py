@@ -270,8 +270,10 @@ def test_an_interrupted_run_has_a_report(worker: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["outcome"] == "interrupted"
 
 
-def test_an_empty_path_is_wrong_usage() -> None:
+def test_an_empty_path_is_wrong_usage(worker: Path) -> None:
     assert run("migrate", "").returncode == 2
+    done = run("migrate", worker, "--containerd-root", "")
+    assert (done.returncode, "--containerd-root: it is empty" in done.stderr) == (2, True)
 
 
 def test_failures_say_that_nothing_was_changed(worker: Path) -> None:
@@ -344,6 +346,14 @@ def test_looking_into_a_file_that_is_not_there(command: str, tmp_path: Path) -> 
     done = run("db", command, tmp_path / "none.db")
     assert done.returncode == 1
     assert "none.db: cannot open: No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize("output", ["", ">/dev/full", "| true; exit ${PIPESTATUS[0]}"])
+def test_synth_tells_what_it_made_if_it_can(output: str, tmp_path: Path) -> None:
+    (tmp_path / "\x1b[31mred").mkdir()
+    done = shell(f"cd {tmp_path} && {sys.executable} -m asyncmig synth $'\\e[31mred' --records 0 {output}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert output or done.stdout == f"made {tmp_path}/\\x1b[31mred/runc-overlayfs: 0 records\n"
 
 
 def test_synth_makes_a_cache_that_migrates(tmp_path: Path) -> None:

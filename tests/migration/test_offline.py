@@ -305,6 +305,8 @@ async def test_a_named_layout_makes_an_empty_directory_a_worker(tmp_path: Path) 
 async def test_an_empty_path(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="the path is empty"):
         await asyncmig.migrate("")
+    with pytest.raises(LayoutError, match="the containerd root is empty"):
+        await asyncmig.migrate(tmp_path, Options(containerd_root=""))
 
 
 UNPRIVILEGED = """
