@@ -33,10 +33,12 @@ class Finding:
 class CheckResult:
     """What :func:`check` found, and how large the file's content is.
 
-    ``findings`` stops at :data:`MAX_FINDINGS`; ``truncated`` tells that there were more.
+    ``findings`` stops at :data:`MAX_FINDINGS`; ``truncated`` tells that there were more.  ``notes`` are about what does no
+    damage to the current state.
     """
 
     findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     truncated: bool = False
     page_size: int = 0
     pages: int = 0
@@ -103,6 +105,10 @@ def verify_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint, *, los
 def check_pages(pages: PageFile, *, checkpoint: Checkpoint = no_checkpoint, lost_pages: bool = True) -> CheckResult:
     """:func:`check` for a file that is open already; ``lost_pages`` tells whether to report those neither free nor in use."""
     result = CheckResult(page_size=pages.page_size, pages=pages.high_water_mark)
+    if pages.bad_meta:
+        result.notes.append(
+            f"{pages.bad_meta}, so this is the state of the other one; if the bad one was the newer, the last commit is lost"
+        )
     walker = _CollectingWalker(pages, result, checkpoint)
     try:
         for leaf in walker.buckets(pages.meta.root):

@@ -59,6 +59,8 @@ class PageFile:
         self.fd = fd
         self.path = path
         self.size = os.fstat(fd).st_size
+        self.bad_meta: str | None = None
+        """What is wrong with one of the meta pages, while the other one is good."""
         self.meta = self._choose_meta()
         self.page_size = self.meta.page_size
         self.high_water_mark = self.meta.high_water_mark
@@ -72,6 +74,9 @@ class PageFile:
         sizes = [first.page_size] if first else _PAGE_SIZES
         second = next((m for size in sizes if (m := self._meta_at(size, problems)) and m.page_size == size), None)
         metas = [m for m in (first, second) if m]
+        if len(metas) == 1:
+            page, cause = (1, problems[0] if problems else "another page size") if first else (0, problems[0])
+            self.bad_meta = f"meta page {page} is unusable ({cause})"
         if not metas:
             raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable ({problems[0]})")
         meta = max(metas, key=lambda m: m.txid)

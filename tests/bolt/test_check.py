@@ -8,7 +8,7 @@ import pytest
 
 from asyncmig.bolt import Db, Finding, check, dump, verify_pages
 from asyncmig.errors import CorruptDatabaseError, DatabaseError
-from tests.bolt.helpers import fill, new_db, open_bucket, updating
+from tests.bolt.helpers import fill, new_db, open_bucket, patch_metas_of, updating
 from tests.bolt.mutate import Image
 from tests.bolt.test_damage import branch, craft, leaf
 
@@ -67,6 +67,32 @@ def test_it_changes_nothing_and_needs_no_write_permission(path: Path) -> None:
     path.chmod(0o400)
     assert check(path).clean
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("meta", [0, 1])
+def test_a_bad_meta_page_beside_a_good_one_is_worth_a_note(meta: int, path: Path) -> None:
+    """The state of the good one is sound, but it may not be the last that was committed."""
+    fill(path, 10)
+    sound = path.read_bytes()
+    assert check(path).notes == []
+    for offset, cause in ((20, "version 3 instead of 2"), (16, "wrong magic number"), (60, "wrong checksum")):
+        data = bytearray(sound)
+        data[meta * 4096 + offset] ^= 1
+        path.write_bytes(data)
+        result = check(path)
+        assert result.clean
+        assert result.notes == [
+            f"meta page {meta} is unusable ({cause}), so this is the state of the other one; "
+            "if the bad one was the newer, the last commit is lost"
+        ]
+
+
+def test_a_meta_page_of_another_page_size_is_worth_a_note(path: Path) -> None:
+    sound = path.read_bytes()
+    data = bytearray(sound)
+    patch_metas_of(data, page_size=8192)
+    path.write_bytes(sound[:4096] + data[4096:])
+    assert check(path).notes[0].startswith("meta page 1 is unusable (another page size), so")
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -287,6 +287,21 @@ def test_check_of_a_clean_file(worker: Path) -> None:
     assert done.stdout.startswith("clean: ")
 
 
+def test_check_of_a_file_with_one_bad_meta_page(worker: Path) -> None:
+    path = worker / "metadata.db"
+    raw = bytearray(path.read_bytes())
+    raw[20] ^= 1
+    path.write_bytes(raw)
+    done = run("db", "check", path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("note: meta page 0 is unusable (version 3 instead of 2), ")
+    assert "\nclean: " in done.stdout
+
+
+def test_the_help_of_check_says_what_it_knows_nothing_of() -> None:
+    assert "knows nothing of what is stored" in " ".join(run("db", "check", "--help").stdout.split())
+
+
 def damage_root(path: Path) -> int:
     """Give the root page a type that there is not; returns its number."""
     with Db.open(path) as db:
