@@ -93,6 +93,34 @@ async def test_the_lock_file_of_a_running_buildkitd_stops_the_migration(worker: 
     assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
 
 
+@pytest.mark.parametrize("name", ["../buildkitd.lock", "metadata.db"])
+@pytest.mark.parametrize(("held", "dry_run"), [(fcntl.LOCK_SH, False), (fcntl.LOCK_EX, True)])
+async def test_a_migration_locks_exclusively_and_a_dry_run_shares(name: str, held: int, dry_run: bool, worker: Path) -> None:
+    """A reader is enough to stop a migration; a dry run bears with readers and is stopped by a daemon."""
+    before = tree_state(worker)
+    with (worker / name).open("ab") as holder:
+        fcntl.flock(holder, held)
+        with pytest.raises(DatabaseLockedError, match=f"{Path(name).name}: locked by another process"):
+            await asyncmig.migrate(worker, Options(dry_run=dry_run))
+        assert tree_state(worker) == before
+        fcntl.flock(holder, fcntl.LOCK_SH)
+        assert (await asyncmig.migrate(worker, Options(dry_run=True))).outcome is Outcome.WOULD_MIGRATE
+
+
+async def test_a_migration_that_ends_before_the_locks_are_taken_is_not_repeated(worker: Path) -> None:
+    class AnotherIsQuicker(Progress):
+        def stage(self, stage: Stage, total: int | None) -> None:
+            if stage is Stage.OPEN:  # it has been looked whether there is something to do, and nothing is locked yet
+                (worker / "metadata_v2.db").write_bytes(b"")
+
+    report = await asyncmig.migrate(worker, progress=AnotherIsQuicker())
+    assert report.outcome is Outcome.ALREADY_MIGRATED
+    assert (worker / "metadata_v2.db").read_bytes() == b""
+    assert dump_lines(worker / "containerdmeta.db") == dump_lines(
+        sample_cache().write(worker.parent / "untouched") / "containerdmeta.db"
+    )
+
+
 @pytest.mark.parametrize("place", ["root", "links"])
 async def test_the_daemon_is_noticed_when_the_worker_directory_is_reached_through_a_link(
     place: str, worker: Path, tmp_path: Path

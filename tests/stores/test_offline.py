@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from asyncmig.bolt import Db
-from asyncmig.errors import LayoutError, StoreError
+from asyncmig.errors import DatabaseError, LayoutError, StoreError
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
 from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 from tests.caches import ROOT, Snapshot, V1Cache, digest, sample_cache
@@ -119,6 +120,27 @@ async def test_removing_a_label_from_a_snapshot(stores: Stores, files: OfflineFi
     # The snapshotter's own database gets a new time and an empty bucket, too.
     assert read(files.backend, b"v1", b"snapshots", b"buildkit/1/a", b"labels") == {}
     assert read(files.backend, b"v1", b"snapshots", b"buildkit/1/a")[b"updatedat"] == after[b"updatedat"]
+
+
+async def test_the_snapshotters_database_is_committed_first(
+    stores: Stores, files: OfflineFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in containerd.  Where the other commit fails, the label is still there, and the Update can be repeated."""
+    assert files.metadata is not None
+    metadata_fd, real = files.metadata.fd, os.fdatasync
+
+    def failing(fd: int) -> None:
+        if fd == metadata_fd:
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    before = read(files.metadata, *SNAPSHOTS, b"a")
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(DatabaseError, match=r"containerdmeta\.db: cannot sync"):
+        await stores.snapshots.remove_label_many(["a"], ROOT)
+    assert read(files.backend, b"v1", b"snapshots", b"buildkit/1/a", b"labels") == {}
+    assert read(files.metadata, *SNAPSHOTS, b"a") == before
+    assert ROOT.encode() in read(files.metadata, *SNAPSHOTS, b"a", b"labels")
 
 
 async def test_removing_a_label_from_a_blob_keeps_the_others(stores: Stores, files: OfflineFiles) -> None:
