@@ -89,7 +89,13 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
         progress.stage(Stage.OPEN, None)
         with report.timed(Stage.OPEN):
             opened = await stack.enter_async_context(
-                open_stores(layout, writable=not options.dry_run, concurrency=options.concurrency, patience=options.timeout)
+                open_stores(
+                    layout,
+                    writable=not options.dry_run,
+                    concurrency=options.concurrency,
+                    patience=options.timeout,
+                    progress=progress.advance,
+                )
             )
             layout = opened.layout
             if await in_thread(_finished, layout, report):  # another asyncmig was quicker, before the locks were taken
@@ -97,6 +103,8 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
             database = await stack.enter_async_context(_open_database(layout, options.dry_run))
         report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
         report.address, report.server = layout.address or "", opened.server
+        notes = (*opened.notes, database.note())
+        report.notices.extend(Notice("meta-page", "", note) for note in notes if note)
         pipeline = Pipeline(Cache(database, SEMANTICS[options.semantics], report), opened.stores, layout.v2, progress)
         await pipeline.prepare()
         await in_thread(_check_room, opened, report.counts.records)

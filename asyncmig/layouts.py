@@ -105,10 +105,10 @@ def find_layout(
         raise LayoutError(f"unknown layout {printable(layout)}; choose {', '.join(LAYOUTS)}")
     if address is not None and containerd_root is not None:
         raise LayoutError("a running containerd (address) and a stopped one (containerd root) exclude each other")
-    if not os.fspath(path):
-        raise LayoutError("the path is empty")
-    if containerd_root is not None and not os.fspath(containerd_root):
-        raise LayoutError("the containerd root is empty; name the root directory of a stopped containerd")
+    given = {"snapshotter": snapshotter, "namespace": namespace, "address": address, "containerd root": containerd_root}
+    for what, text in {"path": path, **given}.items():
+        if text is not None and not os.fspath(text):
+            raise LayoutError(f"the {what} is empty")
     directory = os.path.abspath(os.fspath(path))
     if not exists(directory) or not os.path.isdir(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")

@@ -14,6 +14,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread, run_uncancellable
 from asyncmig.errors import DatabaseLockedError, LayoutError, printable
 from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Stores
 
@@ -24,34 +25,41 @@ class OpenStores:
 
     ``growth``: for a number of leases, each file that a migration edits and the bytes by which it may grow.
     ``server``: version of the running containerd, "" if there is none.
+    ``notes``: what is odd about the files and does no harm.
     """
 
     layout: Layout
     stores: Stores
     growth: Callable[[int], list[tuple[str, int]]]
     server: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @asynccontextmanager
-async def open_stores(layout: Layout, *, writable: bool, concurrency: int, patience: float) -> AsyncIterator[OpenStores]:
+async def open_stores(
+    layout: Layout, *, writable: bool, concurrency: int, patience: float, progress: Progress
+) -> AsyncIterator[OpenStores]:
     """The stores of the cache, until the end of the block.
 
     Files are locked against every other process; without ``writable`` only shared locks are taken and nothing can be changed.
     ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
+    ``progress`` is called for every object that a verb has dealt with, from any thread.
 
     Raises :class:`DatabaseLockedError` while a buildkitd runs.
     """
     async with _locked_daemon(layout.daemon_locks, writable):
         if layout.address is None:
-            stores = _open_files(layout, writable)
+            stores = _open_files(layout, writable, progress)
         else:
-            stores = _open_running(layout, layout.address, concurrency, patience)
+            stores = _open_running(layout, layout.address, concurrency, patience, progress)
         async with stores as opened:
             yield opened
 
 
 @asynccontextmanager
-async def _open_running(layout: Layout, address: str, concurrency: int, patience: float) -> AsyncIterator[OpenStores]:
+async def _open_running(
+    layout: Layout, address: str, concurrency: int, patience: float, progress: Progress
+) -> AsyncIterator[OpenStores]:
     containerd = await in_thread(_import_containerd)
     async with containerd.open_containerd(
         address,
@@ -59,6 +67,7 @@ async def _open_running(layout: Layout, address: str, concurrency: int, patience
         snapshotter=layout.snapshotter,
         concurrency=concurrency,
         patience=patience,
+        progress=progress,
     ) as running:
         yield OpenStores(layout, running.stores, lambda _: [], running.version)
 
@@ -102,7 +111,7 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
 
 
 @asynccontextmanager
-async def _open_files(layout: Layout, writable: bool) -> AsyncIterator[OpenStores]:
+async def _open_files(layout: Layout, writable: bool, progress: Progress) -> AsyncIterator[OpenStores]:
     opened: list[tuple[Layout, OfflineFiles]] = []
 
     def close(_: Checkpoint) -> None:
@@ -112,7 +121,8 @@ async def _open_files(layout: Layout, writable: bool) -> AsyncIterator[OpenStore
     try:
         await in_thread(_open, layout, writable, opened)
         settled, files = opened[0]
-        yield OpenStores(settled, offline_stores(files, settled.snapshotter), files.growth)
+        stores = offline_stores(files, settled.snapshotter, progress)
+        yield OpenStores(settled, stores, files.growth, notes=tuple(files.notes()))
     finally:
         await run_uncancellable(lambda: in_thread(close))
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "migration": {"_version", "bolt", "buildkit", "concurrency", "errors", "stores.ports"},
     "synth": {"bolt", "buildkit", "errors", "stores.offline.codec", "stores.ports"},
     "layouts": {"errors", "paths", "stores.containerd.address"},
-    "opening": {"bolt", "concurrency", "errors", "layouts", "stores.containerd", "stores.offline", "stores.ports"},
+    "opening": {"bolt", "concurrency", "errors", "layouts", "stores"},
     "api": {"bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "opening", "paths"},
     "cli": {"", "_version", "api", "bolt", "errors", "layouts", "migration", "synth"},
     "__main__": {"cli"},

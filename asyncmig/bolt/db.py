@@ -14,7 +14,7 @@ from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.space import write_all
 from asyncmig.bolt.tx import Tx
 from asyncmig.bolt.walk import free_pages
-from asyncmig.errors import BucketError, DatabaseError, UncertainCommitError
+from asyncmig.errors import BucketError, DatabaseError, UncertainCommitError, printable
 
 DEFAULT_PAGE_SIZE = 4096
 
@@ -80,6 +80,12 @@ class Db:
         write_all(self.fd, self.path, [fmt.empty_image(self._new_page_size)], 0)
         self.sync()
         self.reload()
+
+    def note(self) -> str:
+        """What an operator may want to know of a meta page that is unusable while the other one is good; "" if both are."""
+        if self.pages is None or not self.pages.bad_meta:
+            return ""
+        return f"{printable(self.path)}: {self.pages.bad_meta}; if it was the newer one, the last commit is lost"
 
     def reload(self) -> None:
         """Read the committed state again."""

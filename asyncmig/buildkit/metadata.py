@@ -72,6 +72,10 @@ class MetadataDb:
             for key, value in self._entries(Walker(self._pages, checkpoint), INDEX, self._top[INDEX]):
                 self._check_plain(key, value)
 
+    def note(self) -> str:
+        """What is odd about the file and does no harm, one sentence; "" if nothing is."""
+        return self._db.note()
+
     @property
     def bucket_names(self) -> set[bytes]:
         """Names of the top-level buckets."""

@@ -134,6 +134,8 @@ def _check_report_path(path: str) -> None:
 
 
 def _is_report(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False  # opening a FIFO would wait for its other end
     try:
         with open(path, "rb") as file:
             return file.read(64).lstrip().startswith((b'{"report_version"', b'{\n  "report_version"')) or not os.path.getsize(

@@ -69,7 +69,7 @@ class PlainProgress(CommandProgress):
 
     def stage(self, stage: Stage, total: int | None) -> None:
         """Print the stage."""
-        click.echo(f"{stage}: {DESCRIPTIONS[stage]}" + ("" if total is None else f" ({total} records)"), err=True)
+        click.echo(f"{stage}: {DESCRIPTIONS[stage]}" + ("" if total is None else f" ({total})"), err=True)
 
 
 class JsonProgress(CommandProgress):

@@ -21,7 +21,7 @@ from asyncmig.migration.journal import Journal
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.protect import LeasePlan, plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
-from asyncmig.migration.release import release
+from asyncmig.migration.release import ReleasePlan, plan_release, release
 from asyncmig.migration.report import Notice
 from asyncmig.migration.resolve import resolve
 from asyncmig.stores.ports import Lease, Stores
@@ -41,7 +41,8 @@ class Pipeline:
         self._new: NewDatabase | None = None
         self._journal = Journal(target)
         self._plan = LeasePlan([], [])
-        self._views: list[str] = []
+        self._release = ReleasePlan([], [], [])
+        self._snapshots = 0  # records that have one of their own
         self._doubtful: list[Lease] = []  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
 
@@ -53,16 +54,16 @@ class Pipeline:
         cache = self.cache
         async with self._stage(Stage.READ):
             await in_thread(self._read)
-        async with self._stage(Stage.RESOLVE):
+        async with self._stage(Stage.RESOLVE, self._snapshots):
             await resolve(cache, self.stores.snapshots)
-            self._views = await self.stores.snapshots.views()
-            cache.report.counts.views = len(self._views)
+            views = await self.stores.snapshots.views()
         async with self._stage(Stage.BLOBS):
             await find_blobs(cache, self.stores.content)
         async with self._stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
             await in_thread(self._count)
         self._plan = await plan_leases(cache, self.stores, await in_thread(self._read_journal))
+        self._release = await in_thread(plan_release, cache, views)
 
     def _read_journal(self, _: Checkpoint) -> frozenset[str] | None:
         found = self._journal.read()
@@ -76,6 +77,7 @@ class Pipeline:
         cache.records = cache.database.read(checkpoint=checkpoint, progress=self.progress.advance)
         for record in stepping(checkpoint, cache.records):
             cache.by_id[record.id] = record
+            self._snapshots += not record.is_holder
 
     def _count(self, checkpoint: Checkpoint) -> None:
         counts = self.cache.report.counts
@@ -123,12 +125,23 @@ class Pipeline:
     async def _tail(self) -> None:
         for stage in self.cache.semantics.tail:
             try:
-                async with self._stage(stage):
+                async with self._stage(stage, self._total(stage)):
                     await self._tail_stage(stage)
             except Exception as error:
                 if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
                     raise IncompleteMigrationError(stage, error) from error
                 raise
+
+    def _total(self, stage: Stage) -> int | None:
+        match stage:
+            case Stage.PROTECT:
+                return len(self._plan.leases)
+            case Stage.VERIFY:
+                return len(self._doubtful)
+            case Stage.RELEASE:
+                return len(self._release.snapshots) + len(self._release.blobs)
+            case _:
+                return None
 
     async def _tail_stage(self, stage: Stage) -> None:
         match stage:
@@ -137,7 +150,7 @@ class Pipeline:
             case Stage.VERIFY:
                 await verify(self._doubtful, self.stores.leases)
             case Stage.RELEASE:
-                await release(self.cache, self.stores, self._views)
+                await release(self.cache, self.stores, self._release)
             case Stage.PUBLISH:
                 await in_thread(self._publish)
             case _:

@@ -5,6 +5,8 @@ v1 labelled every snapshot and blob ``containerd.io/gc.root``, and its views sta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
@@ -16,22 +18,42 @@ ROOT = "containerd.io/gc.root"
 """Label of what containerd's garbage collector keeps (containerd ``metadata/gc.go``)."""
 
 
-async def release(cache: Cache, stores: Stores, views: list[str]) -> None:
-    """Remove the labels from the records' snapshots, from their blobs and from the views.
+@dataclass(slots=True)
+class ReleasePlan:
+    """What is to lose its label: the records' snapshots and all views, each once, and blobs."""
 
-    ``views`` were asked for before the tail: the question fails where one could not be released, and none appears or goes
-    while the daemon is stopped.  A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
+    views: list[str]
+    snapshots: list[str]
+    blobs: list[str]
+
+
+def plan_release(checkpoint: Checkpoint, cache: Cache, views: list[str]) -> ReleasePlan:
+    """``views`` are asked for before the tail: that fails where one could not be released, and while the daemon is stopped none
+    appears.
     """
-    snapshots = await in_thread(_snapshots, cache, views)
-    found = await stores.snapshots.remove_label_many(snapshots, ROOT)
-    await in_thread(_count_snapshots, cache.report.counts, snapshots, found, set(views))
-    blobs = await in_thread(_blobs, cache)
-    found = await stores.content.remove_label_many(blobs, ROOT)
-    await in_thread(_count_blobs, cache.report.counts, blobs, found)
+    released = [record for record in stepping(checkpoint, cache.records) if cache.semantics.is_released(record)]
+    snapshots = dict.fromkeys(record.snapshot for record in stepping(checkpoint, released))
+    snapshots.update(dict.fromkeys(views))
+    blobs = dict.fromkeys(record.blob for record in stepping(checkpoint, released) if record.blob)
+    cache.report.counts.views = len(views)
+    return ReleasePlan(views, list(snapshots), list(blobs))
 
 
-def _count_snapshots(_: Checkpoint, counts: Counts, snapshots: list[str], found: list[bool], views: set[str]) -> None:
-    released = [name in views for name, exists in zip(snapshots, found, strict=True) if exists]
+async def release(cache: Cache, stores: Stores, plan: ReleasePlan) -> None:
+    """Remove the labels.
+
+    A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
+    """
+    counts = cache.report.counts
+    found = await stores.snapshots.remove_label_many(plan.snapshots, ROOT)
+    await in_thread(_count_snapshots, counts, plan, found)
+    found = await stores.content.remove_label_many(plan.blobs, ROOT)
+    await in_thread(_count_blobs, counts, plan.blobs, found)
+
+
+def _count_snapshots(_: Checkpoint, counts: Counts, plan: ReleasePlan, found: list[bool]) -> None:
+    views = set(plan.views)
+    released = [name in views for name, exists in zip(plan.snapshots, found, strict=True) if exists]
     counts.views_released = sum(released)
     counts.snapshots_released = len(released) - counts.views_released
 
@@ -40,15 +62,3 @@ def _count_blobs(_: Checkpoint, counts: Counts, blobs: list[str], found: list[bo
     counts.blobs_released = sum(found)
     if not all(found):
         raise StoreError(f"blob {printable(blobs[found.index(False)])} has vanished from the content store")
-
-
-def _snapshots(checkpoint: Checkpoint, cache: Cache, views: list[str]) -> list[str]:
-    """The records' snapshots and all views, each once."""
-    found = dict.fromkeys(r.snapshot for r in stepping(checkpoint, cache.records) if cache.semantics.is_released(r))
-    found.update(dict.fromkeys(views))
-    return list(found)
-
-
-def _blobs(checkpoint: Checkpoint, cache: Cache) -> list[str]:
-    released = (r.blob for r in stepping(checkpoint, cache.records) if r.blob and cache.semantics.is_released(r))
-    return list(dict.fromkeys(released))

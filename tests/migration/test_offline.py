@@ -677,3 +677,39 @@ async def test_unusual_records_survive_as_they_are(tmp_path: Path) -> None:
     added = [line for line in after - before if '"_main"' in line]
     assert len(added) == 2 + 1 + 2 + 5 + 5
     assert any(digest("diff a") in line for line in added)
+
+
+async def test_an_unusable_meta_page_is_noted(worker: Path) -> None:
+    """The other one holds the state before it; whether the bad one was the newer nobody can tell."""
+    for name in ("metadata.db", "snapshots/metadata.db"):
+        with (worker / name).open("r+b") as file:
+            file.seek(20)
+            file.write(b"\xff")
+    report = await asyncmig.migrate(worker)
+    notes = [notice.text for notice in report.notices if notice.code == "meta-page"]
+    assert [note.split(": ")[0] for note in notes] == [str(worker / "snapshots/metadata.db"), str(worker / "metadata.db")]
+    assert all("meta page 0 is unusable" in note for note in notes)
+
+
+class Counting(Progress):
+    """How much each stage said there was to do, and how much it said was done."""
+
+    def __init__(self) -> None:
+        self.totals: dict[Stage, int | None] = {}
+        self.done: dict[Stage, int] = {}
+
+    def stage(self, stage: Stage, total: int | None) -> None:
+        self.totals[stage] = total
+        self.done[stage] = 0
+        self._stage = stage
+
+    def advance(self, count: int) -> None:
+        self.done[self._stage] += count
+
+
+async def test_stages_come_to_what_they_announced(worker: Path) -> None:
+    progress = Counting()
+    await asyncmig.migrate(worker, progress=progress)
+    announced = {stage: total for stage, total in progress.totals.items() if total is not None}
+    assert set(announced) == {Stage.RESOLVE, Stage.BUILD, Stage.PROTECT, Stage.VERIFY, Stage.RELEASE}
+    assert {stage: progress.done[stage] for stage in announced} == announced

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.sorting import sorted_in_steps
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, check_shape, remove_label, update, view
 from asyncmig.stores.ports import ContentInfo
@@ -20,8 +21,9 @@ _SIZE = b"size"
 class OfflineContent:
     """The content port."""
 
-    def __init__(self, files: OfflineFiles) -> None:
+    def __init__(self, files: OfflineFiles, progress: Progress) -> None:
         self._files = files
+        self._progress = progress
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
         """Info of all blobs from one read transaction.
@@ -36,6 +38,7 @@ class OfflineContent:
             blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
             for digest in sorted_in_steps(list(digests)) if blobs else ():
                 checkpoint()
+                self._progress(1)
                 entry = blobs.bucket(codec.to_bytes(digest)) if blobs else None
                 if entry is not None:
                     check_shape(entry, self._files.metadata_path, f"blob {digest}")
@@ -54,6 +57,7 @@ class OfflineContent:
             blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
             for digest in sorted_in_steps(list(digests)) if blobs else ():
                 checkpoint()
+                self._progress(1)
                 name = codec.to_bytes(digest)
                 entry = blobs.bucket(name) if blobs else None
                 if blobs is not None and entry is not None:

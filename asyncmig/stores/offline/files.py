@@ -79,6 +79,10 @@ class OfflineFiles:
         new_pages = ((self.metadata, leases * 9 // 4), (self.backend, count))
         return [(db.path, _growth(db.pages, pages)) for db, pages in new_pages if db is not None and db.pages is not None]
 
+    def notes(self) -> list[str]:
+        """What is odd about the files and does no harm, a sentence each."""
+        return [note for db in (self.metadata, self.backend) if db is not None and (note := db.note())]
+
     def close(self) -> None:
         """Close both files, which releases their locks."""
         for db in (self.metadata, self.backend):

@@ -12,6 +12,7 @@ from functools import partial
 from asyncmig.bolt import Bucket, BucketBuilder, BucketValue, Checkpoint, build_bucket
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import CONTENT, CREATED_AT, LABELS, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
 from asyncmig.stores.ports import Lease, Protected, Resource
@@ -24,8 +25,9 @@ _EXISTING = Protected(is_new=False, confirmed=False)
 class OfflineLeases:
     """The lease port."""
 
-    def __init__(self, files: OfflineFiles) -> None:
+    def __init__(self, files: OfflineFiles, progress: Progress) -> None:
         self._files = files
+        self._progress = progress
 
     @property
     def atomic(self) -> bool:
@@ -42,6 +44,7 @@ class OfflineLeases:
             leases = tx and tx.path_bucket(VERSION, self._files.namespace, LEASES)
             for lease_id in ids:
                 checkpoint()
+                self._progress(1)
                 lease = leases.bucket(codec.to_bytes(lease_id)) if leases else None
                 result.append(_read(lease_id, lease) if lease else None)
         return result
@@ -58,6 +61,7 @@ class OfflineLeases:
             bucket = tx.create_path(VERSION, self._files.namespace, LEASES)
             for lease in leases:
                 checkpoint()
+                self._progress(1)
                 name = codec.to_bytes(lease.id)
                 is_new = name not in bucket
                 outcomes.append(_NEW if is_new else _EXISTING)

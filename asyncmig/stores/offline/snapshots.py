@@ -12,6 +12,7 @@ from asyncmig.bolt import Bucket, Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
+from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, check_shape, remove_label, update, view
 from asyncmig.stores.ports import Kind, SnapshotInfo
@@ -24,8 +25,9 @@ _PARENT = b"parent"
 class OfflineSnapshots:
     """The snapshot port."""
 
-    def __init__(self, files: OfflineFiles, snapshotter: str) -> None:
+    def __init__(self, files: OfflineFiles, snapshotter: str, progress: Progress) -> None:
         self._files = files
+        self._progress = progress
         self._snapshotter = snapshotter
         self._path = (VERSION, files.namespace, SNAPSHOTS, codec.to_bytes(snapshotter))
 
@@ -87,6 +89,7 @@ class OfflineSnapshots:
             # In key order, so that each page is read once.
             for name in sorted_in_steps(backend_names) if snapshots else ():
                 checkpoint()
+                self._progress(1)
                 entry = snapshots.bucket(name) if snapshots and name else None
                 if entry is not None:
                     self._check_backend(entry, name)
@@ -166,6 +169,7 @@ class OfflineSnapshots:
             entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
             for name in sorted_in_steps(list(names)) if entries and backend_entries else ():
                 checkpoint()
+                self._progress(1)
                 assert entries is not None
                 assert backend_entries is not None
                 if _remove_label(entries, backend_entries, codec.to_bytes(name), codec.to_bytes(label), now):

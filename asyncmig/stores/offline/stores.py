@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline.content import OfflineContent
 from asyncmig.stores.offline.files import OfflineFiles
 from asyncmig.stores.offline.leases import OfflineLeases
@@ -9,6 +10,8 @@ from asyncmig.stores.offline.snapshots import OfflineSnapshots
 from asyncmig.stores.ports import Stores
 
 
-def offline_stores(files: OfflineFiles, snapshotter: str) -> Stores:
-    """The stores in ``files``, with the snapshots of ``snapshotter``."""
-    return Stores(OfflineContent(files), OfflineSnapshots(files, snapshotter), OfflineLeases(files))
+def offline_stores(files: OfflineFiles, snapshotter: str, progress: Progress = no_progress) -> Stores:
+    """The stores in ``files``, with the snapshots of ``snapshotter``.  ``progress`` is called from worker threads."""
+    return Stores(
+        OfflineContent(files, progress), OfflineSnapshots(files, snapshotter, progress), OfflineLeases(files, progress)
+    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from pathlib import Path
 
 import anyio
 import pytest
 
+import asyncmig
+from asyncmig import Options, Stage
 from asyncmig.errors import ContainerdError
 from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot
 from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo
 from tests.caches import ROOT, TIME, digest
+from tests.migration.test_offline import Counting
 from tests.stores.containerd.conftest import bridge_threads, sockets, stores_of
 from tests.stores.containerd.fake import FakeContainerd
 
@@ -149,3 +153,12 @@ async def test_nothing_is_left_behind(fake: FakeContainerd) -> None:
     with anyio.fail_after(5):
         while sockets() - before:  # noqa: ASYNC110  the server, in this process, closes its end a moment later
             await anyio.sleep(0.01)
+
+
+async def test_stages_come_to_what_they_announced(fake: FakeContainerd, worker: Path) -> None:
+    progress = Counting()
+    await asyncmig.migrate(worker, Options(address=str(fake.address)), progress=progress)
+    announced = {stage: total for stage, total in progress.totals.items() if total is not None}
+    assert announced[Stage.PROTECT] == 8
+    assert announced[Stage.RELEASE] == 6 + 1 + 3
+    assert {stage: progress.done[stage] for stage in announced} == announced
