@@ -3,7 +3,7 @@
 Makes a synthetic cache in a containerd of its own and migrates fresh copies of it, each in a process of its own, at several
 concurrencies; concurrency 1 is the baseline in the same run.  Needs root and a containerd.
 
-    python -m benchmarks.live [--records N ...] [--concurrency N ...] [--backend NAME ...] [--on disk tmpfs] [--readme]
+    python -m benchmarks.live [--records N ...] [--concurrency N ...] [--backend NAME ...] [--on disk tmpfs] [--write]
 
 The yardstick is the server: the CPU time it took, and on a disk also the time of its syncs, which it does one after the other:
 two for each change, four for a snapshot's, which is in two databases (counted with strace), at what a sync of a page takes in
@@ -13,8 +13,8 @@ the same run.  The share is that time in all the time that went by.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -25,34 +25,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import child
 from benchmarks.live_setup import Prepared
 from tests.interop.containerd import Containerd
 
 README = Path(__file__).parents[1] / "README.md"
+PERFORMANCE = README.parent / "docs" / "performance.md"
 MARK = "<!-- benchmarks/live.py -->"
 END = "<!-- /benchmarks/live.py -->"
 
-PROGRAM = """
-import json, resource, sys, time
-import anyio, asyncmig
+COUNT_CALLS = """
 from asyncmig.stores.containerd import client
-calls = {}
 attempt = client.Client._attempt
 async def counted(self, function, name):
-    verb = name.split(" ")[0]
-    calls[verb] = calls.get(verb, 0) + 1
-    if verb == "update" and name.split(" ")[1] == "snapshot":
-        calls["snapshots"] = calls.get("snapshots", 0) + 1
+    verb, _, about = name.partition(" ")
+    if verb == "update":
+        verb = f"update {about.split()[0]}"
+    extra[verb] = extra.get(verb, 0) + 1
     return await attempt(self, function, name)
 client.Client._attempt = counted
 worker, address, concurrency, backend = sys.argv[1:]
 options = asyncmig.Options(address=address, concurrency=int(concurrency))
-start = time.perf_counter()
-anyio.run(asyncmig.migrate, worker, options, backend=backend)
-seconds = time.perf_counter() - start
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, calls]))
 """
+SYNCS = {"create": 2, "add_resource": 2, "update blob": 2, "update snapshot": 4}
+"""Syncs that each call costs containerd."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +105,22 @@ def measure(prepared: Prepared, directory: Path, place: str, records: int, backe
         os.sync()
         sync = sync_seconds(directory) if place == "disk" else 0.0
         before = cpu_seconds(daemon)
-        command = [sys.executable, "-c", PROGRAM, str(worker), str(daemon.address), str(concurrency), backend]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        work = "anyio.run(asyncmig.migrate, worker, options, backend=backend)"
+        used = child.run(work, str(worker), str(daemon.address), str(concurrency), backend, setup=COUNT_CALLS)
         server = cpu_seconds(daemon) - before
-    seconds, client, megabytes, calls = json.loads(done.stdout)
-    snapshots = calls.pop("snapshots", 0)
-    syncs = 2 * sum(calls[verb] for verb in ("create", "add_resource", "update")) + 2 * snapshots
     return Run(
-        place, records, backend, concurrency, seconds, client, server, megabytes, sum(calls.values()), syncs, sync
-    )  # fmt: skip
+        place=place,
+        records=records,
+        backend=backend,
+        concurrency=concurrency,
+        seconds=used.seconds,
+        client=used.cpu,
+        server=server,
+        megabytes=used.megabytes,
+        calls=sum(used.extra.values()),
+        syncs=sum(SYNCS.get(verb, 0) * count for verb, count in used.extra.items()),
+        sync=sync,
+    )
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -163,12 +166,30 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--backend", nargs="+", choices=["asyncio", "trio"], default=["asyncio", "trio"])
     parser.add_argument("--on", nargs="+", choices=["disk", "tmpfs"], default=["disk", "tmpfs"])
-    parser.add_argument("--readme", action="store_true", help="put the table into the README")
-    text = table(list(runs(arguments := parser.parse_args())))
-    print(text)
-    if arguments.readme:
-        pattern = re.compile(f"{re.escape(MARK)}.*?{re.escape(END)}", re.DOTALL)
-        README.write_text(pattern.sub(f"{MARK}\n{text}\n{END}", README.read_text()))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md, its gist into the README")
+    arguments = parser.parse_args()
+    results = list(runs(arguments))
+    print(table(results))
+    if arguments.write:
+        insert(PERFORMANCE, f"{machine(results)}\n\n{table(results)}")
+        most = max(run.records for run in results)
+        insert(README, table([run for run in results if run.records == most and run.backend == "asyncio"]))
+
+
+def machine(results: list[Run]) -> str:
+    """What it was measured on."""
+    sync = statistics.median([run.sync for run in results if run.place == "disk"] or [0.0])
+    version = subprocess.run(["containerd", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    return (
+        f"containerd {version}, Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"a sync of 4 KiB on this disk {sync * 1e6:.0f} µs."
+    )
+
+
+def insert(document: Path, text: str) -> None:
+    """Replace what stands between the marks in ``document``."""
+    pattern = re.compile(f"{re.escape(MARK)}.*?{re.escape(END)}", re.DOTALL)
+    document.write_text(pattern.sub(f"{MARK}\n{text}\n{END}", document.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,32 +9,21 @@ in the same run.  Prints a Markdown table; ``--readme`` puts it into the README.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from asyncmig.synth import synthesize
+from benchmarks import child
 
 README = Path(__file__).parents[1] / "README.md"
 MARK = "<!-- benchmarks/offline.py -->"
 END = "<!-- /benchmarks/offline.py -->"
-
-PROGRAM = """
-import json, resource, sys, time
-import anyio, asyncmig
-start = time.perf_counter()
-anyio.run(asyncmig.migrate, sys.argv[1])
-seconds = time.perf_counter() - start
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
-"""
 
 
 @dataclass
@@ -65,9 +54,8 @@ def measure(records: int, scratch: Path) -> Run:
     (scratch / "copy").mkdir()
     os.sync()
     copied = copy_seconds(worker, scratch / "copy")
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(worker)], capture_output=True, text=True, check=True)
-    seconds, cpu, megabytes = json.loads(done.stdout)
-    return Run(seconds, cpu, megabytes, copied)
+    used = child.run("anyio.run(asyncmig.migrate, sys.argv[1])", str(worker))
+    return Run(used.seconds, used.cpu, used.megabytes, copied)
 
 
 def table(results: dict[int, list[Run]]) -> str:
