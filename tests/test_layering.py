@@ -70,3 +70,11 @@ def test_stores_don_t_know_each_other() -> None:
                 continue
             others = {n for n in own_imports(path) if n.startswith("stores.")} - {"stores.ports", "stores.fanout"}
             assert all(n.startswith(f"stores.{adapter.removesuffix('.py')}") for n in others), path
+
+
+def test_only_the_live_adapter_knows_grpc() -> None:
+    adapter = PACKAGE / "stores" / "containerd"
+    for path in MODULES:
+        found = {name.split(".")[0] for name in imports(path)} & {"grpclib", "betterproto2", "h2", "hpack"}
+        assert not found or adapter in path.parents, path
+    assert any("grpclib" in name for path in MODULES for name in imports(path)), "or this test sees nothing"

@@ -202,6 +202,8 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
         yield "views", f"{counts.views} that were left behind and would be released"
         if report.edited:
             yield "would edit", ", ".join(map(printable, report.edited))
+        if report.address:
+            yield "would change", f"leases and labels in namespace {printable(report.namespace)} of this containerd"
         yield "would make", printable(os.path.join(report.path, "metadata_v2.db"))
     yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
     if report.address:
