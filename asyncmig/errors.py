@@ -107,13 +107,13 @@ class ContainerdUnavailableError(ContainerdError):
 class IncompleteMigrationError(AsyncmigError):
     """The migration failed after it had begun to change the stores.
 
-    Nothing is lost: every record is still protected, ``metadata.db`` is as it was, and running the migration again
-    completes it.  ``stage`` names the stage that failed.
+    It has lost nothing: whatever has lost its label has a lease, ``metadata.db`` is as it was, and running the migration
+    again completes it.  ``stage`` names the stage that failed.
     """
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
-            f"stage {stage}: {cause}. The migration is incomplete but nothing is lost: remove the cause and run it again"
+            f"stage {stage}: {cause}. The migration is incomplete and has lost nothing: remove the cause and run it again"
         )
         self.stage = stage
 

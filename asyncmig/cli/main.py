@@ -24,7 +24,7 @@ Exit codes:
   0    done, or nothing to do
   1    failed, nothing was changed (db check: the file is damaged)
   2    wrong usage
-  4    failed half-way: nothing is lost, run it again to complete the migration
+  4    failed half-way, with nothing lost by it: run it again to complete the migration
   74   db check, db dump: the result could not be written to standard output
   130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """

@@ -22,6 +22,7 @@ DESCRIPTIONS = {
     Stage.RESOLVE: "looking up snapshots",
     Stage.BLOBS: "looking up blobs",
     Stage.CHAINS: "computing chain IDs",
+    Stage.LEASES: "looking up leases",
     Stage.BUILD: "writing the new database",
     Stage.PROTECT: "making leases (not interruptible)",
     Stage.VERIFY: "reading leases back",

@@ -42,9 +42,10 @@ class Journal:
         return frozenset(map(str, leases))
 
     def write(self, leases: Collection[str]) -> None:
-        """Note, durably, that these leases were there, unless an interrupted run has noted its own."""
-        if os.path.lexists(self.path):
-            return
+        """Note, durably, that these leases are there and are not ours.
+
+        After an interrupted run these are those it noted, less what has gone since: such a lease is ours when we make it.
+        """
         temporary = self.path + ".tmp"
         content = {"asyncmig_journal": _VERSION, "existing_leases": sorted(leases)}
         try:

@@ -56,19 +56,26 @@ class Pipeline:
             await in_thread(self._read)
         async with self._stage(Stage.RESOLVE, self._snapshots):
             await resolve(cache, self.stores.snapshots)
-            views = await self.stores.snapshots.views()
+            views = await self._find_views()
         async with self._stage(Stage.BLOBS):
             await find_blobs(cache, self.stores.content)
         async with self._stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
             await in_thread(self._count)
-        self._plan = await plan_leases(cache, self.stores, await in_thread(self._read_journal))
-        self._release = await in_thread(plan_release, cache, views)
+        async with self._stage(Stage.LEASES):
+            self._plan = await plan_leases(cache, self.stores, await in_thread(self._read_journal))
+            self._release = await in_thread(plan_release, cache, views)
+
+    async def _find_views(self) -> list[str]:
+        snapshots = self.stores.snapshots
+        if snapshots.shared and not self._snapshots:
+            return []  # no snapshot has shown that this is the right place, so these may be anybody's
+        return await snapshots.views()
 
     def _read_journal(self, _: Checkpoint) -> frozenset[str] | None:
         found = self._journal.read()
         if found is not None:
-            text = "an earlier run was interrupted while it made leases; this one completes them"
+            text = "an earlier run was interrupted while it made leases; the migration completes them"
             self.cache.report.notices.append(Notice("interrupted-before", "", text))
         return found
 

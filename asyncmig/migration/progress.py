@@ -17,6 +17,7 @@ class Stage(StrEnum):
     RESOLVE = "resolve"
     BLOBS = "blobs"
     CHAINS = "chains"
+    LEASES = "leases"
     BUILD = "build"
     PROTECT = "protect"
     VERIFY = "verify"

@@ -11,7 +11,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache, stepping
-from asyncmig.migration.report import Counts
+from asyncmig.migration.report import Counts, Notice
 from asyncmig.stores.ports import Stores
 
 ROOT = "containerd.io/gc.root"
@@ -42,23 +42,33 @@ def plan_release(checkpoint: Checkpoint, cache: Cache, views: list[str]) -> Rele
 async def release(cache: Cache, stores: Stores, plan: ReleasePlan) -> None:
     """Remove the labels.
 
-    A snapshot that does not exist is passed over; a missing blob raises :class:`StoreError`.
+    All were there when they were looked up.  What has vanished since is not the migration's doing, but somebody must know: a
+    snapshot is reported, a blob raises :class:`StoreError`.
     """
     counts = cache.report.counts
     found = await stores.snapshots.remove_label_many(plan.snapshots, ROOT)
-    await in_thread(_count_snapshots, counts, plan, found)
+    await in_thread(_count_snapshots, cache, plan, found)
     found = await stores.content.remove_label_many(plan.blobs, ROOT)
     await in_thread(_count_blobs, counts, plan.blobs, found)
 
 
-def _count_snapshots(_: Checkpoint, counts: Counts, plan: ReleasePlan, found: list[bool]) -> None:
-    views = set(plan.views)
-    released = [name in views for name, exists in zip(plan.snapshots, found, strict=True) if exists]
-    counts.views_released = sum(released)
-    counts.snapshots_released = len(released) - counts.views_released
+def _count_snapshots(checkpoint: Checkpoint, cache: Cache, plan: ReleasePlan, found: list[bool]) -> None:
+    counts, views = cache.report.counts, set(plan.views)
+    for name, exists in zip(plan.snapshots, found, strict=True):
+        checkpoint()
+        if exists:
+            counts.views_released += name in views
+            counts.snapshots_released += name not in views
+        elif name in cache.by_id:
+            text = "its snapshot has vanished while the migration ran; somebody else has removed it"
+            cache.report.notices.append(Notice("snapshot-vanished", name, text))
 
 
 def _count_blobs(_: Checkpoint, counts: Counts, blobs: list[str], found: list[bool]) -> None:
     counts.blobs_released = sum(found)
     if not all(found):
-        raise StoreError(f"blob {printable(blobs[found.index(False)])} has vanished from the content store")
+        blob = printable(blobs[found.index(False)])
+        raise StoreError(
+            f"blob {blob} has vanished from the content store while the migration ran; somebody else has removed it, "
+            "and its record will go without it"
+        )

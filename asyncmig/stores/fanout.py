@@ -7,6 +7,8 @@ from typing import TypeVar, cast
 
 import anyio
 
+from asyncmig.errors import StoreError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -30,12 +32,15 @@ async def fan_out(
     """
     results: list[Result | None] = [None] * len(items)
     errors: list[BaseException] = []
+    done = 0
     pending: Iterator[tuple[int, Item]] = iter(enumerate(items))
 
     async def worker() -> None:
+        nonlocal done
         for i, item in pending:
             try:
                 results[i] = await call(item)
+                done += 1
                 progress(1)
             except Exception as error:
                 errors.append(error)
@@ -47,4 +52,7 @@ async def fan_out(
             group.start_soon(worker)
     if errors:
         raise errors[0]
-    return cast("list[Result]", results)  # every item was pulled, and its call has returned
+    if done < len(items):
+        # A library has cancelled a worker to wake it up.  "None" would be taken for an answer.
+        raise StoreError(f"{len(items) - done} of {len(items)} calls were interrupted")
+    return cast("list[Result]", results)

@@ -48,6 +48,7 @@ class MemoryStores:
 
     snapshotter: str = "overlayfs"
     concurrency: int = 8
+    shared: bool = False
     snapshots: dict[str, MemorySnapshot] = field(default_factory=dict)
     blobs: dict[str, MemoryBlob] = field(default_factory=dict)
     leases: dict[str, MemoryLease] = field(default_factory=dict)
@@ -85,6 +86,10 @@ class _Snapshots:
     @property
     def snapshotter(self) -> str:
         return self._state.snapshotter
+
+    @property
+    def shared(self) -> bool:
+        return self._state.shared
 
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
         return await fan_out(self._stat, names, concurrency=self._state.concurrency)

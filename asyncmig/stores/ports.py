@@ -89,6 +89,11 @@ class SnapshotStore(Protocol):
         """Name of the snapshotter, as in the resource type ``snapshots/<name>``."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether others than this cache may have snapshots here, in the same namespace and snapshotter."""
+        ...
+
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
         """Stat of each snapshot, in order; ``None`` for one that does not exist."""
         ...

@@ -168,7 +168,7 @@ async def test_calls_that_timed_out_are_made_again(daemon: Containerd, worker: P
         os.kill(process.pid, signal.SIGSTOP)
         threading.Timer(0.7, os.kill, (process.pid, signal.SIGCONT)).start()
 
-    monkeypatch.setattr(client.Limits, "of", lambda outage: client.Limits(call=0.2, outage=outage))
+    monkeypatch.setattr(client._Outage, "limit_of_call", lambda _: 0.2)
     trouble = At(Stage.PROTECT, freeze, delay=0.05)
     report = await asyncmig.migrate(worker, live(daemon), progress=trouble)
     trouble.join()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
 
+from asyncmig.errors import StoreError
 from asyncmig.stores.fanout import fan_out
 
 pytestmark = pytest.mark.anyio
@@ -67,3 +70,16 @@ async def test_nothing_to_do() -> None:
         raise AssertionError
 
     assert await fan_out(call, [], concurrency=3) == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_worker_that_a_library_has_cancelled_is_no_answer() -> None:
+    """grpclib cancels tasks to wake them up; a worker that ends by that must not leave a "does not exist" behind."""
+
+    async def call(item: int) -> int:
+        if item == 3:
+            raise asyncio.CancelledError
+        return item
+
+    with pytest.raises(StoreError, match=r"\d+ of 8 calls were interrupted"):
+        await fan_out(call, range(8), concurrency=1)

@@ -70,6 +70,8 @@ class _Here:
             group.start_soon(run)
         if errors:
             raise errors[0]
+        if not results:
+            raise StoreError("a call to containerd was interrupted")
         return results[0]
 
 
@@ -92,7 +94,10 @@ class _LoopThread:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator[_LoopThread]:
         self = cls()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise StoreError(f"no thread for the calls to containerd: {error}") from error
         with self._trio.CancelScope(shield=True):  # without its loop the thread could not be ended
             await self._started.wait()
         if self._failure is not None:

@@ -40,6 +40,7 @@ Request_contra = TypeVar("Request_contra", contravariant=True)
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_SHORTEST_CALL = 0.1
 
 
 class UnaryMethod(Protocol[Request_contra, Reply_co]):
@@ -94,12 +95,6 @@ class Limits:
     call: float = 60.0
     outage: float = 120.0
 
-    @classmethod
-    def of(cls, outage: float) -> Limits:
-        """Limits for a user who is ready to wait so long for a containerd that has gone."""
-        longest = cls()
-        return cls(min(longest.call, outage) if outage else longest.call, outage)
-
 
 class Client:
     """The services of the containerd that listens at the socket ``address``, in one namespace.
@@ -145,25 +140,30 @@ class Client:
         outage = _Outage(self, name)
         while True:
             try:
-                return await self._attempt(lambda: method(request), name)
+                return await self._attempt(lambda: method(request), name, outage)
             except _UnreachableError as error:
                 await outage.wait(error)
             except AlreadyExistsError as error:
                 error.retried = outage.failures > 0
                 raise
 
-    async def stream(self, method: StreamMethod[Request, Reply], request: Request, about: str = "") -> AsyncIterator[Reply]:
+    async def stream(self, method: StreamMethod[Request, Reply], request: Request, about: str = "") -> AsyncGenerator[Reply]:
         """The answers to one call.  After an interruption they begin anew: the consumer must bear to see some twice.
 
         Raises as :meth:`call`.
         """
         name = _name(method, about)
         outage = _Outage(self, name)
+        furthest = 0
         while True:
+            count = 0
             try:
                 async with aclosing(cast("AsyncGenerator[Reply]", method(request))) as replies:
-                    while (reply := await self._attempt(lambda: anext(replies, None), name)) is not None:
-                        outage.over()
+                    while (reply := await self._attempt(lambda: anext(replies, None), name, outage)) is not None:
+                        count += 1
+                        if count > furthest:  # or a list that always breaks at one place would be begun anew for ever
+                            furthest = count
+                            outage.over()
                         yield reply
                         # What has arrived already is received without waiting; others want their turn all the same.
                         await asyncio.sleep(0)
@@ -177,20 +177,24 @@ class Client:
             raise ContainerdError(self.address, name, "an answer without content")
         return part
 
-    async def _attempt(self, function: Callable[[], Awaitable[Reply]], name: str) -> Reply:
+    async def _attempt(self, function: Callable[[], Awaitable[Reply]], name: str, outage: _Outage) -> Reply:
         """Await ``function()`` within the limit of a call; what the libraries raise becomes an error of ours."""
         task = asyncio.current_task()
         assert task is not None
         cancellations = task.cancelling()
+        limit = outage.limit_of_call()
         try:
-            with anyio.fail_after(self.limits.call):
-                return await _decoded(await function())
+            try:
+                with anyio.fail_after(limit):
+                    return await _decoded(await function())
+            except Exception:
+                await _take_back_cancellations(task, cancellations)
+                raise
         except TimeoutError:
-            raise _UnreachableError(f"no answer within {self.limits.call:g} s") from None
+            raise _UnreachableError(f"no answer within {limit:.1f} s") from None
         except GRPCError as error:
             raise self._refused(name, error) from error
         except StreamTerminatedError as error:
-            await _take_back_cancellations(task, cancellations)
             raise _UnreachableError(f"the connection was lost ({error})") from error
         except (FileNotFoundError, ConnectionError) as error:
             raise _UnreachableError(f"nobody listens there ({error.strerror})") from error
@@ -201,8 +205,7 @@ class Client:
         except Exception as error:
             if not self._channel.is_connected and not isinstance(error, OSError):
                 # A call that meets the end of a connection at the wrong moment finds grpclib half taken down.
-                await _take_back_cancellations(task, cancellations)
-                raise _UnreachableError("the connection was lost") from error
+                raise _UnreachableError(f"the connection was lost ({type(error).__name__}: {error})") from error
             raise ContainerdError(self.address, name, f"{error} ({type(error).__name__})") from error
 
     def _refused(self, name: str, error: GRPCError) -> Exception:
@@ -239,6 +242,14 @@ class _Outage:
         self._since = time.monotonic()
         self._pause = _FIRST_PAUSE
 
+    def limit_of_call(self) -> float:
+        """Seconds that the next attempt may take: not much longer than the outage may last, but long enough for an answer."""
+        limits = self._client.limits
+        if not limits.outage:
+            return limits.call
+        left = self._since + limits.outage - time.monotonic()
+        return min(limits.call, max(left, _SHORTEST_CALL))
+
     async def wait(self, error: _UnreachableError) -> None:
         """Wait before another attempt, or raise :class:`ContainerdUnavailableError` if there was none for too long."""
         self.failures += 1
@@ -266,6 +277,8 @@ async def _take_back_cancellations(task: asyncio.Task[object], before: int) -> N
 
     A cancellation of an anyio scope that comes at the same time is not lost, because anyio delivers it again.
     """
+    if task.cancelling() == before:
+        return
     while task.cancelling() > before:
         task.uncancel()
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 
 from asyncmig.stores.containerd._pb.containerd.services.content.v1 import (
@@ -29,24 +30,25 @@ class ContainerdContent:
         self._concurrency = concurrency
         self._progress = progress
         self._labels = SeenLabels()
-        self._reader = Reader(self._info, self._list, concurrency, progress)
+        self._reader = Reader(self._info, self._list, self._found, concurrency, progress)
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
         """Info of all blobs, through List if they are many."""
         return await self._bridge.run(partial(self._reader.read_many, digests))
 
-    async def _info(self, digest: str) -> ContentInfo | None:
+    async def _info(self, digest: str) -> Info | None:
         try:
             reply = await self._client.call(self._client.content.info, InfoRequest(digest=digest), f"blob {digest}")
         except (NotFoundError, InvalidArgumentError):
             return None  # a store can't hold what is no digest
-        return self._seen(self._client.required(reply.info, "info"))
+        return self._client.required(reply.info, f"info blob {digest}")
 
-    async def _list(self) -> AsyncIterator[list[tuple[str, ContentInfo]]]:
-        async for reply in self._client.stream(self._client.content.list, ListContentRequest(), "blobs"):
-            yield [(info.digest, self._seen(info)) for info in reply.info]
+    async def _list(self) -> AsyncGenerator[list[tuple[str, Info]]]:
+        async with aclosing(self._client.stream(self._client.content.list, ListContentRequest(), "blobs")) as replies:
+            async for reply in replies:
+                yield [(info.digest, info) for info in reply.info]
 
-    def _seen(self, info: Info) -> ContentInfo:
+    def _found(self, info: Info) -> ContentInfo:
         self._labels.note(info.digest, info.labels)
         return ContentInfo(info.digest, info.size)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread
 from asyncmig.stores.containerd.client import NotFoundError
 from asyncmig.stores.fanout import Progress, fan_out
 
@@ -38,14 +40,37 @@ class SeenLabels:
         concurrency: int,
         progress: Progress,
     ) -> list[bool]:
-        """Call ``remove`` for each object that may have the label; tells for each, in order, whether it exists."""
+        """Call ``remove`` for each object that may have the label; tells for each, in order, whether it exists.
+
+        One that was seen without the label counts as existing; nobody is asked.
+        """
 
         async def remove_one(name: str) -> bool:
-            if not self.lacks(name, label):
-                try:
-                    await remove(name)
-                except NotFoundError:
-                    return False
+            try:
+                await remove(name)
+            except NotFoundError:
+                return False
             return True
 
-        return await fan_out(remove_one, names, concurrency=concurrency, progress=progress)
+        carriers = await in_thread(self._carriers, names, label, progress)
+        existing = await fan_out(remove_one, carriers, concurrency=concurrency, progress=progress)
+        return await in_thread(_in_order, names, carriers, existing)
+
+    def _carriers(self, checkpoint: Checkpoint, names: Sequence[str], label: str, progress: Progress) -> list[str]:
+        found = []
+        for name in names:
+            checkpoint()
+            if self.lacks(name, label):
+                progress(1)
+            else:
+                found.append(name)
+        return found
+
+
+def _in_order(checkpoint: Checkpoint, names: Sequence[str], carriers: list[str], existing: list[bool]) -> list[bool]:
+    missing = {name for name, exists in zip(carriers, existing, strict=True) if not exists}
+    ordered = []
+    for name in names:
+        checkpoint()
+        ordered.append(name not in missing)
+    return ordered

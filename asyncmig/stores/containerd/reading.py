@@ -6,7 +6,7 @@ whole namespace.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -15,6 +15,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.stores.fanout import Progress, fan_out
 
+Info = TypeVar("Info")
 Found = TypeVar("Found")
 
 _WORTH_LISTING = 64
@@ -24,14 +25,16 @@ _LISTED_PER_CALL = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Reader(Generic[Found]):
+class Reader(Generic[Info, Found]):
     """How one kind of object is read.
 
     ``get``: one by name, ``None`` if it does not exist.  ``pages``: all in the namespace, some at a time, with their names.
+    ``found``: what to make of one that is wanted.
     """
 
-    get: Callable[[str], Awaitable[Found | None]]
-    pages: Callable[[], AsyncIterator[list[tuple[str, Found]]]]
+    get: Callable[[str], Awaitable[Info | None]]
+    pages: Callable[[], AsyncGenerator[list[tuple[str, Info]]]]
+    found: Callable[[Info], Found]
     concurrency: int
     progress: Progress
 
@@ -44,25 +47,33 @@ class Reader(Generic[Found]):
         if len(names) >= _WORTH_LISTING:
             await self._list(await in_thread(_distinct, names), found)
         rest = await in_thread(_missing, names, found)
-        for name, result in zip(rest, await self._get_all(rest), strict=True):
-            if result is not None:
-                found[name] = result
-        return await in_thread(_in_order, names, found)
-
-    async def _get_all(self, names: Sequence[str]) -> list[Found | None]:
-        return await fan_out(self.get, names, concurrency=self.concurrency, progress=self.progress)
+        infos = await fan_out(self.get, rest, concurrency=self.concurrency, progress=self.progress)
+        return await in_thread(self._in_order, names, found, rest, infos)
 
     async def _list(self, wanted: set[str], found: dict[str, Found]) -> None:
         """List until all are found, or until single calls for the rest would have been quicker."""
         budget = _LISTED_PER_CALL * len(wanted)
-        async with aclosing(self.pages()) as pages:  # type: ignore[type-var]
+        async with aclosing(self.pages()) as pages:
             async for page in pages:
                 before = len(found)
-                found.update((name, item) for name, item in page if name in wanted)
+                found.update((name, self.found(info)) for name, info in page if name in wanted)
                 self.progress(len(found) - before)
                 budget -= len(page)
                 if len(found) == len(wanted) or budget <= 0:
                     return
+
+    def _in_order(
+        self, checkpoint: Checkpoint, names: Sequence[str], found: dict[str, Found], rest: list[str], infos: list[Info | None]
+    ) -> list[Found | None]:
+        for name, info in zip(rest, infos, strict=True):
+            checkpoint()
+            if info is not None:
+                found[name] = self.found(info)
+        ordered = []
+        for name in names:
+            checkpoint()
+            ordered.append(found.get(name))
+        return ordered
 
 
 # What goes through all names is done in worker threads, and not in one step of C: the event loop would wait for it.
@@ -83,11 +94,3 @@ def _missing(checkpoint: Checkpoint, names: Sequence[str], found: Mapping[str, o
         if name not in found:
             missing[name] = None
     return list(missing)
-
-
-def _in_order(checkpoint: Checkpoint, names: Sequence[str], found: Mapping[str, Found]) -> list[Found | None]:
-    ordered = []
-    for name in names:
-        checkpoint()
-        ordered.append(found.get(name))
-    return ordered

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
@@ -33,7 +34,12 @@ class ContainerdSnapshots:
         self._concurrency = concurrency
         self._progress = progress
         self._labels = SeenLabels()
-        self._reader = Reader(self._stat, partial(self._list, ()), concurrency, progress)
+        self._reader = Reader(self._stat, self._list, self._found, concurrency, progress)
+
+    @property
+    def shared(self) -> bool:
+        """Others may use the containerd as well."""
+        return True
 
     @property
     def snapshotter(self) -> str:
@@ -51,21 +57,21 @@ class ContainerdSnapshots:
         await Place(self._client, self._snapshotter).check(names)
         return await self._reader.read_many(names)
 
-    async def _stat(self, name: str) -> SnapshotInfo | None:
+    async def _stat(self, name: str) -> Info | None:
+        request = StatSnapshotRequest(snapshotter=self._snapshotter, key=name)
         try:
-            reply = await self._client.call(
-                self._client.snapshots.stat, StatSnapshotRequest(snapshotter=self._snapshotter, key=name), f"snapshot {name}"
-            )
+            reply = await self._client.call(self._client.snapshots.stat, request, f"snapshot {name}")
         except NotFoundError:
             return None
-        return self._seen(self._client.required(reply.info, "stat"))
+        return self._client.required(reply.info, f"stat snapshot {name}")
 
-    async def _list(self, filters: Sequence[str]) -> AsyncIterator[list[tuple[str, SnapshotInfo]]]:
+    async def _list(self, *filters: str) -> AsyncGenerator[list[tuple[str, Info]]]:
         request = ListSnapshotsRequest(snapshotter=self._snapshotter, filters=list(filters))
-        async for reply in self._client.stream(self._client.snapshots.list, request, "snapshots"):
-            yield [(info.name, self._seen(info)) for info in reply.info]
+        async with aclosing(self._client.stream(self._client.snapshots.list, request, "snapshots")) as replies:
+            async for reply in replies:
+                yield [(info.name, info) for info in reply.info]
 
-    def _seen(self, info: Info) -> SnapshotInfo:
+    def _found(self, info: Info) -> SnapshotInfo:
         self._labels.note(info.name, info.labels)
         return SnapshotInfo(info.name, _KINDS.get(int(info.kind), Kind.UNKNOWN), info.parent)
 
@@ -75,8 +81,11 @@ class ContainerdSnapshots:
 
     async def _views(self) -> list[str]:
         found: dict[str, None] = {}
-        async for page in self._list(("kind==view",)):
-            found.update(dict.fromkeys(name for name, _ in page))
+        async with aclosing(self._list("kind==view")) as pages:
+            async for page in pages:
+                # Looked at here, too: containerd before 1.4 and some snapshotters of others list all, whatever the filter.
+                for info in (self._found(info) for _, info in page if int(info.kind) == Kind.VIEW.value):
+                    found[info.name] = None
         return list(found)
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:

@@ -40,7 +40,7 @@ async def open_containerd(
     clients: list[Client] = []
 
     async def connect() -> str:
-        clients.append(Client(address, namespace, Limits.of(patience)))
+        clients.append(Client(address, namespace, Limits(outage=patience)))
         return await check_server(clients[0], snapshotter)
 
     async def close() -> None:

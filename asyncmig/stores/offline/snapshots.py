@@ -25,9 +25,10 @@ _PARENT = b"parent"
 class OfflineSnapshots:
     """The snapshot port."""
 
-    def __init__(self, files: OfflineFiles, snapshotter: str, progress: Progress) -> None:
+    def __init__(self, files: OfflineFiles, snapshotter: str, progress: Progress, *, shared: bool) -> None:
         self._files = files
         self._progress = progress
+        self._shared = shared
         self._snapshotter = snapshotter
         self._path = (VERSION, files.namespace, SNAPSHOTS, codec.to_bytes(snapshotter))
 
@@ -35,6 +36,11 @@ class OfflineSnapshots:
     def snapshotter(self) -> str:
         """Name of the snapshotter."""
         return self._snapshotter
+
+    @property
+    def shared(self) -> bool:
+        """The files of a containerd are all its users', those of an OCI worker its own."""
+        return self._shared
 
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
         """Stat of all snapshots from one read transaction a database.

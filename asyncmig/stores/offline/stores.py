@@ -10,8 +10,13 @@ from asyncmig.stores.offline.snapshots import OfflineSnapshots
 from asyncmig.stores.ports import Stores
 
 
-def offline_stores(files: OfflineFiles, snapshotter: str, progress: Progress = no_progress) -> Stores:
-    """The stores in ``files``, with the snapshots of ``snapshotter``.  ``progress`` is called from worker threads."""
+def offline_stores(files: OfflineFiles, snapshotter: str, progress: Progress = no_progress, *, shared: bool = False) -> Stores:
+    """The stores in ``files``, with the snapshots of ``snapshotter``.
+
+    ``progress`` is called from worker threads.  ``shared``: whether the files are those of a containerd with other users.
+    """
     return Stores(
-        OfflineContent(files, progress), OfflineSnapshots(files, snapshotter, progress), OfflineLeases(files, progress)
+        OfflineContent(files, progress),
+        OfflineSnapshots(files, snapshotter, progress, shared=shared),
+        OfflineLeases(files, progress),
     )

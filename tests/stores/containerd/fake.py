@@ -58,6 +58,10 @@ class FakeContainerd:
     after: Hook = _no_hook
     elsewhere: dict[str, MemoryStores] = field(default_factory=dict)
     snapshotters: dict[str, str] = field(default_factory=lambda: {"native": "", "overlayfs": "", "zfs": "no zfs here"})
+    filters_snapshots: bool = True
+    """False for a containerd before 1.4: it lists all snapshots, whatever the filter."""
+    on_page: Hook = _no_hook
+    """Awaited before each message of a list."""
     max_leases: int = 1_000_000
     """Leases that fit into one message."""
     calls: Counter[str] = field(default_factory=Counter)
@@ -149,10 +153,21 @@ class FakeContainerd:
             except Drop:
                 stream._stream._transport.abort()
                 return
-            for reply in replies if isinstance(replies, list) else [replies]:
-                await stream.send_message(reply)
+            if isinstance(replies, list):
+                await self._send_pages(stream, name, request, replies)
+            else:
+                await stream.send_message(replies)
 
         return handle
+
+    async def _send_pages(self, stream: Any, name: str, request: Any, pages: list[Any]) -> None:
+        for page in pages:
+            try:
+                await self.on_page(name, request)
+            except Drop:
+                stream._stream._transport.abort()
+                return
+            await stream.send_message(page)
 
     def _namespace(self, call: str, name: str | None) -> MemoryStores:
         if call.split("/", maxsplit=1)[0] in ("Version", "Introspection", "Namespaces"):
@@ -192,7 +207,7 @@ class FakeContainerd:
 
     def _list_snapshots(self, state: MemoryStores, request: snapshots.ListSnapshotsRequest) -> Any:
         wanted = {"kind==view": Kind.VIEW}
-        kinds = [wanted[text] for text in request.filters] or list(Kind)
+        kinds = [wanted[text] for text in request.filters if self.filters_snapshots] or list(Kind)
         infos = [_snapshot(name, item) for name, item in sorted(state.snapshots.items()) if item.kind in kinds]
         return [snapshots.ListSnapshotsResponse(info=infos[i : i + PAGE]) for i in range(0, len(infos), PAGE)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import anyio
 import pytest
 
 import asyncmig
-from asyncmig import Options, Stage
+from asyncmig import IncompleteMigrationError, Options, Outcome, Stage
 from asyncmig.errors import ContainerdError
+from asyncmig.stores.containerd.snapshots import ContainerdSnapshots
 from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot
 from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo
-from tests.caches import ROOT, TIME, digest
+from tests.caches import ROOT, TIME, V1Cache, digest
 from tests.migration.test_offline import Counting
 from tests.stores.containerd.conftest import bridge_threads, sockets, stores_of
 from tests.stores.containerd.fake import FakeContainerd
@@ -128,8 +131,6 @@ async def test_names_that_no_message_can_carry(fake: FakeContainerd) -> None:
 
 
 async def test_calls_are_bounded_and_run_at_a_time(fake: FakeContainerd) -> None:
-    import asyncio  # noqa: PLC0415  (the server's side)
-
     running = peak = 0
 
     async def count(call: str, request: object) -> None:
@@ -162,3 +163,58 @@ async def test_stages_come_to_what_they_announced(fake: FakeContainerd, worker: 
     assert announced[Stage.PROTECT] == 8
     assert announced[Stage.RELEASE] == 6 + 1 + 3
     assert {stage: progress.done[stage] for stage in announced} == announced
+
+
+async def test_a_containerd_that_knows_no_filters_lists_no_more_views(fake: FakeContainerd) -> None:
+    """Before 1.4 it lists every snapshot: all would be taken for views, and lose their labels without a lease."""
+    fake.filters_snapshots = False
+    async with stores_of(fake) as stores:
+        assert await stores.snapshots.views() == ["view"]
+
+
+async def test_an_empty_cache_touches_nothing_that_is_others(fake: FakeContainerd, tmp_path: Path) -> None:
+    worker = tmp_path / "containerd-overlayfs"
+    worker.mkdir()
+    V1Cache().write_metadata(worker / "metadata.db")
+    report = await asyncmig.migrate(worker, Options(address=str(fake.address)))
+    assert report.outcome is Outcome.MIGRATED
+    assert fake.state.snapshots["view"].labels == {ROOT: TIME}
+    assert not fake.calls["Snapshots/Update"]
+
+
+async def test_what_vanishes_while_the_migration_runs_is_told(fake: FakeContainerd, worker: Path) -> None:
+    async def vanish(name: str, request: object) -> None:
+        if name == "Leases/Create":
+            fake.state.snapshots.pop("d", None)
+
+    fake.before = vanish
+    report = await asyncmig.migrate(worker, Options(address=str(fake.address)))
+    assert [notice.record for notice in report.notices if notice.code == "snapshot-vanished"] == ["d"]
+
+
+async def test_a_blob_that_vanishes_while_the_migration_runs(fake: FakeContainerd, worker: Path) -> None:
+    async def vanish(name: str, request: object) -> None:
+        if name == "Leases/Create":
+            fake.state.blobs.pop(digest("blob d"), None)
+
+    fake.before = vanish
+    with pytest.raises(IncompleteMigrationError, match=r"has vanished .*; somebody else has removed it"):
+        await asyncmig.migrate(worker, Options(address=str(fake.address)))
+    report = await asyncmig.migrate(worker, Options(address=str(fake.address)))
+    assert [notice.record for notice in report.notices if notice.code == "blob-missing"] == ["d"]
+
+
+async def test_leaving_a_list_early_leaves_no_task_behind(fake: FakeContainerd) -> None:
+    for i in range(5000):
+        fake.state.snapshots[f"s{i:04}"] = MemorySnapshot(Kind.COMMITTED)
+    async with stores_of(fake) as stores:
+        snapshots = stores.snapshots
+        assert isinstance(snapshots, ContainerdSnapshots)
+
+        async def tasks_after_a_page() -> set[str]:
+            before = asyncio.all_tasks()
+            async with aclosing(snapshots._list()) as pages:
+                await anext(pages)
+            return {repr(task) for task in asyncio.all_tasks() - before}
+
+        assert await snapshots._bridge.run(tasks_after_a_page) == set()

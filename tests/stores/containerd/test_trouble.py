@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -66,20 +67,66 @@ async def test_all_calls_on_a_lost_connection_are_made_again(fake: FakeContainer
     }
 
 
-async def test_a_list_that_is_cut_short_begins_anew(fake: FakeContainerd) -> None:
-    for i in range(3000):
-        fake.state.snapshots[f"s{i:04}"] = MemorySnapshot(Kind.VIEW)
+class AtPage:
+    """A hook for lists: trouble before the n-th page of the first list, or of every one."""
 
-    cut = once("Snapshots/List", Drop)
+    def __init__(self, page: int, trouble: Callable[[], BaseException], *, always: bool = False) -> None:
+        self._page = page
+        self._trouble = trouble
+        self._always = always
+        self._pages: Counter[int] = Counter()
 
-    async def cut_within(name: str, request: Any) -> None:
-        await cut(name, request)
+    async def __call__(self, name: str, request: Any) -> None:
+        self._pages[id(request)] += 1
+        if self._pages[id(request)] == self._page and (self._always or len(self._pages) == 1):
+            raise self._trouble()
 
-    fake.after = cut_within
+
+def many_views(fake: FakeContainerd) -> set[str]:
+    fake.state.snapshots.update((f"s{i:04}", MemorySnapshot(Kind.VIEW)) for i in range(3000))
+    return {name for name, item in fake.state.snapshots.items() if item.kind is Kind.VIEW}
+
+
+@pytest.mark.parametrize("trouble", [Drop, lambda: GRPCError(Status.UNAVAILABLE, "going down")], ids=["lost", "going down"])
+@pytest.mark.parametrize("page", [1, 2, 15])
+async def test_a_list_that_is_cut_short_begins_anew(
+    page: int, trouble: Callable[[], BaseException], fake: FakeContainerd
+) -> None:
+    expected = many_views(fake)
+    fake.on_page = AtPage(page, trouble)
     async with stores_of(fake) as stores:
         views = await stores.snapshots.views()
-    assert sorted(views) == sorted(name for name, item in fake.state.snapshots.items() if item.kind is Kind.VIEW)
+    assert len(views) == len(expected)
+    assert set(views) == expected
     assert fake.calls["Snapshots/List"] == 2
+
+
+async def test_a_list_that_always_breaks_at_one_place_is_given_up(fake: FakeContainerd) -> None:
+    many_views(fake)
+    fake.on_page = AtPage(3, Drop, always=True)
+    with anyio.fail_after(10):
+        async with stores_of(fake, patience=0.5) as stores:
+            with pytest.raises(ContainerdUnavailableError, match=r"list snapshots: .*; gave up after 0\.5 s"):
+                await stores.snapshots.views()
+
+
+async def test_a_list_that_gets_on_is_not_given_up(fake: FakeContainerd) -> None:
+    """Each time one page further, it takes longer than any outage may."""
+    expected = many_views(fake)
+    begun = 0
+
+    async def further_each_time(name: str, request: Any) -> None:
+        nonlocal begun
+        pages[id(request)] += 1
+        begun = max(begun, len(pages))
+        if pages[id(request)] == 3 * begun and begun < 8:
+            raise Drop
+
+    pages: Counter[int] = Counter()
+    fake.on_page = further_each_time
+    async with stores_of(fake, patience=0.3) as stores:
+        assert set(await stores.snapshots.views()) == expected
+    assert fake.calls["Snapshots/List"] == 8
 
 
 async def test_a_lost_answer_to_a_create_is_no_foreign_lease(fake: FakeContainerd) -> None:
@@ -213,7 +260,7 @@ async def test_an_answer_without_content(fake: FakeContainerd, monkeypatch: pyte
 
     monkeypatch.setattr(StatSnapshotResponse, "__bytes__", lambda self: b"")
     async with stores_of(fake) as stores:
-        with pytest.raises(ContainerdError, match="stat: an answer without content"):
+        with pytest.raises(ContainerdError, match="stat snapshot a: an answer without content"):
             await stores.snapshots.stat_many(["a"])
 
 
@@ -296,6 +343,24 @@ class TestTasks:
             fake.before = once("Snapshots/Stat", lambda: GRPCError(Status.UNIMPLEMENTED, "unknown method"))
             with pytest.raises(UnimplementedError):
                 await self.stat(client)
+
+    async def test_trouble_with_a_connection_that_is_half_taken_down(self, fake: FakeContainerd) -> None:
+        """grpclib then raises what it stumbles over, an AttributeError for one."""
+        with Client(str(fake.address), "buildkit", Limits(outage=5)) as client:
+            attempts = 0
+
+            async def stumble(message: StatSnapshotRequest) -> Any:
+                nonlocal attempts
+                attempts += 1
+                if attempts == 1:
+                    raise AttributeError("_transport")
+                return await client.snapshots.stat(message)
+
+            await client.call(stumble, StatSnapshotRequest(snapshotter="overlayfs", key="a"))
+            assert attempts == 2
+            attempts = 0  # now there is a connection, so it is no trouble with it
+            with pytest.raises(ContainerdError, match=r"_transport \(AttributeError\)"):
+                await client.call(stumble, StatSnapshotRequest(snapshotter="overlayfs", key="a"))
 
 
 # -- cancellation
