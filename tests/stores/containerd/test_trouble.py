@@ -68,17 +68,20 @@ async def test_all_calls_on_a_lost_connection_are_made_again(fake: FakeContainer
 
 
 class AtPage:
-    """A hook for lists: trouble before the n-th page of the first list, or of every one."""
+    """A hook for lists of snapshots: trouble before the n-th page of the first one, or of all."""
 
-    def __init__(self, page: int, trouble: Callable[[], BaseException], *, always: bool = False) -> None:
+    def __init__(self, fake: FakeContainerd, page: int, trouble: Callable[[], BaseException], *, always: bool = False) -> None:
+        self._fake = fake
         self._page = page
         self._trouble = trouble
         self._always = always
-        self._pages: Counter[int] = Counter()
+        self._pages: Counter[int] = Counter()  # sent by each list
+        fake.on_page = self
 
     async def __call__(self, name: str, request: Any) -> None:
-        self._pages[id(request)] += 1
-        if self._pages[id(request)] == self._page and (self._always or len(self._pages) == 1):
+        number = self._fake.calls[name]
+        self._pages[number] += 1
+        if self._pages[number] == self._page and (self._always or number == 1):
             raise self._trouble()
 
 
@@ -93,7 +96,7 @@ async def test_a_list_that_is_cut_short_begins_anew(
     page: int, trouble: Callable[[], BaseException], fake: FakeContainerd
 ) -> None:
     expected = many_views(fake)
-    fake.on_page = AtPage(page, trouble)
+    AtPage(fake, page, trouble)
     async with stores_of(fake) as stores:
         views = await stores.snapshots.views()
     assert len(views) == len(expected)
@@ -103,7 +106,7 @@ async def test_a_list_that_is_cut_short_begins_anew(
 
 async def test_a_list_that_always_breaks_at_one_place_is_given_up(fake: FakeContainerd) -> None:
     many_views(fake)
-    fake.on_page = AtPage(3, Drop, always=True)
+    AtPage(fake, 3, Drop, always=True)
     with anyio.fail_after(10):
         async with stores_of(fake, patience=0.5) as stores:
             with pytest.raises(ContainerdUnavailableError, match=r"list snapshots: .*; gave up after 0\.5 s"):
@@ -111,15 +114,14 @@ async def test_a_list_that_always_breaks_at_one_place_is_given_up(fake: FakeCont
 
 
 async def test_a_list_that_gets_on_is_not_given_up(fake: FakeContainerd) -> None:
-    """Each time one page further, it takes longer than any outage may."""
+    """Each time some pages further, it takes longer than any outage may."""
     expected = many_views(fake)
-    begun = 0
 
     async def further_each_time(name: str, request: Any) -> None:
-        nonlocal begun
-        pages[id(request)] += 1
-        begun = max(begun, len(pages))
-        if pages[id(request)] == 3 * begun and begun < 8:
+        number = fake.calls[name]
+        pages[number] += 1
+        if pages[number] == 3 * number and number < 8:
+            await asyncio.sleep(0.05)  # what has been sent arrives
             raise Drop
 
     pages: Counter[int] = Counter()
