@@ -36,5 +36,5 @@ class Usage:
 def run(work: str, *arguments: str, setup: str = "") -> Usage:
     """Run ``setup``, then ``work``, which is measured; both see ``arguments`` in ``sys.argv[1:]``."""
     program = FRAME.format(setup=setup, work=work)
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return Usage(*json.loads(done.stdout))

@@ -37,12 +37,12 @@ END = "<!-- /benchmarks/live.py -->"
 COUNT_CALLS = """
 from asyncmig.stores.containerd import client
 attempt = client.Client._attempt
-async def counted(self, function, name):
+async def counted(self, function, name, outage):
     verb, _, about = name.partition(" ")
     if verb == "update":
         verb = f"update {about.split()[0]}"
     extra[verb] = extra.get(verb, 0) + 1
-    return await attempt(self, function, name)
+    return await attempt(self, function, name, outage)
 client.Client._attempt = counted
 worker, address, concurrency, backend = sys.argv[1:]
 options = asyncmig.Options(address=address, concurrency=int(concurrency))
