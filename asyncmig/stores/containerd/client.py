@@ -202,7 +202,7 @@ class Client:
         except StreamTerminatedError as error:
             raise _UnreachableError(f"the connection was lost ({error})") from error
         except (FileNotFoundError, ConnectionError) as error:
-            raise _UnreachableError(f"nobody listens there ({error.strerror})") from error
+            raise _UnreachableError(f"nobody listens there ({error.strerror or error})") from error
         except PermissionError as error:
             raise ContainerdError(self.address, name, "no permission to use the socket; run as root") from error
         except UnicodeEncodeError as error:
@@ -215,7 +215,7 @@ class Client:
 
     def _refused(self, name: str, error: GRPCError) -> Exception:
         text = error.message or error.status.name
-        if error.status in _TRY_AGAIN:
+        if error.status in _TRY_AGAIN or (error.status is Status.UNKNOWN and _CLOSED_DATABASE in text):
             return _UnreachableError(text)
         if error.status is Status.UNIMPLEMENTED:
             text = f"{text}; containerd >= 1.3 is needed"
@@ -223,6 +223,8 @@ class Client:
 
 
 _TRY_AGAIN = (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.CANCELLED, Status.ABORTED)
+_CLOSED_DATABASE = "database not open"
+"""What a containerd that is being ended answers when it has closed its databases already (bbolt ``ErrDatabaseNotOpen``)."""
 _KINDS: dict[Status, type[ContainerdError]] = {
     Status.NOT_FOUND: NotFoundError,
     Status.ALREADY_EXISTS: AlreadyExistsError,

@@ -187,9 +187,19 @@ async def test_a_server_that_stays_away_is_given_up(fake: FakeContainerd) -> Non
     assert not bridge_threads()
 
 
-@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.CANCELLED, Status.ABORTED, Status.DEADLINE_EXCEEDED])
-async def test_a_server_that_is_going_down_is_asked_again(status: Status, fake: FakeContainerd) -> None:
-    fake.before = once("Snapshots/Stat", lambda: GRPCError(status, "transport is closing"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        GRPCError(Status.UNAVAILABLE, "transport is closing"),
+        GRPCError(Status.CANCELLED, "context canceled"),
+        GRPCError(Status.ABORTED, "aborted"),
+        GRPCError(Status.DEADLINE_EXCEEDED, "context deadline exceeded"),
+        GRPCError(Status.UNKNOWN, "database not open: unknown"),
+    ],
+    ids=lambda error: error.status.name,
+)
+async def test_a_server_that_is_going_down_is_asked_again(error: GRPCError, fake: FakeContainerd) -> None:
+    fake.before = once("Snapshots/Stat", lambda: error)
     async with stores_of(fake) as stores:
         assert [info and info.name for info in await stores.snapshots.stat_many(["a"])] == ["a"]
 
@@ -230,6 +240,7 @@ async def test_a_slow_answer_is_waited_for(fake: FakeContainerd) -> None:
     [
         (Status.PERMISSION_DENIED, "stat snapshot a: no, no"),
         (Status.INTERNAL, "stat snapshot a: no, no"),
+        (Status.UNKNOWN, "stat snapshot a: no, no"),
         (Status.UNIMPLEMENTED, "stat snapshot a: no, no; containerd >= 1.3 is needed"),
     ],
 )
