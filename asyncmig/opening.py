@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +10,9 @@ from importlib import import_module
 from types import ModuleType
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.lock import lock
 from asyncmig.concurrency import in_thread, run_uncancellable
-from asyncmig.errors import DatabaseLockedError, LayoutError, printable
+from asyncmig.errors import LayoutError, printable
 from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
@@ -103,10 +103,10 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
     except OSError as error:
         raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {error.strerror}") from error
     try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
+        lock(fd, path, exclusive=writable)
+    except BaseException:
         os.close(fd)
-        raise DatabaseLockedError(path) from None
+        raise
     return [fd]
 
 

@@ -10,14 +10,9 @@ from pathlib import Path
 
 from asyncmig.synth import synthesize
 from tests.interop.containerd import Containerd
+from tests.interop.livecache import containerd_root_from_worker
 
 SNAPSHOTTER = "overlayfs"
-PLACES = {
-    "containerdmeta.db": "io.containerd.metadata.v1.bolt/meta.db",
-    "content": "io.containerd.content.v1.content",
-    "snapshots": f"io.containerd.snapshotter.v1.{SNAPSHOTTER}",
-}
-"""Where a containerd keeps what an OCI worker keeps in its own directory; the files are the same."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +26,7 @@ class Prepared:
     def make(cls, directory: Path, records: int) -> Prepared:
         """Make them below ``directory``."""
         made = Path(synthesize(directory / f"runc-{SNAPSHOTTER}", records=records, bare=True).directory)
-        root = directory / "root"
-        for source, target in PLACES.items():
-            if (made / source).exists():
-                (root / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(made / source, root / target)
+        root = containerd_root_from_worker(made, directory / "root", SNAPSHOTTER)
         return cls(made.rename(directory / f"containerd-{SNAPSHOTTER}"), root)
 
     @contextmanager

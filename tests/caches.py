@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,6 +19,7 @@ from asyncmig.migration.semantics import UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryBlob, MemorySnapshot, MemoryStores
 from asyncmig.stores.offline import codec
 from asyncmig.stores.ports import Kind, Stores
+from tests.states import dump_lines
 
 ROOT = "containerd.io/gc.root"
 TIME = "2020-01-02T03:04:05.6Z"
@@ -175,6 +177,12 @@ def labels_of(state: MemoryStores) -> Mapping[str, Mapping[str, str]]:
     """Labels of all snapshots and blobs."""
     snapshots = {name: dict(item.labels) for name, item in state.snapshots.items()}
     return snapshots | {name: dict(item.labels) for name, item in state.blobs.items()}
+
+
+def final_state(state: MemoryStores, worker: Path) -> object:
+    """All that a migration leaves behind, times aside."""
+    leases = {name: (set(lease.labels), lease.resources) for name, lease in state.leases.items()}
+    return leases, labels_of(state), dump_lines(worker / "metadata_v2.db"), sorted(os.listdir(worker))
 
 
 def _create(path: Path, page_size: int) -> Db:

@@ -106,9 +106,7 @@ def check_pages(pages: PageFile, *, checkpoint: Checkpoint = no_checkpoint, lost
     """:func:`check` for a file that is open already; ``lost_pages`` tells whether to report those neither free nor in use."""
     result = CheckResult(page_size=pages.page_size, pages=pages.high_water_mark)
     if pages.bad_meta:
-        result.notes.append(
-            f"{pages.bad_meta}, so this is the state of the other one; if the bad one was the newer, the last commit is lost"
-        )
+        result.notes.append(pages.bad_meta)
     walker = _CollectingWalker(pages, result, checkpoint)
     try:
         for leaf in walker.buckets(pages.meta.root):

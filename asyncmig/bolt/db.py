@@ -85,7 +85,7 @@ class Db:
         """What an operator may want to know of a meta page that is unusable while the other one is good; "" if both are."""
         if self.pages is None or not self.pages.bad_meta:
             return ""
-        return f"{printable(self.path)}: {self.pages.bad_meta}; if it was the newer one, the last commit is lost"
+        return f"{printable(self.path)}: {self.pages.bad_meta}"
 
     def reload(self) -> None:
         """Read the committed state again."""

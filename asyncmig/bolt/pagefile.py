@@ -60,7 +60,7 @@ class PageFile:
         self.path = path
         self.size = os.fstat(fd).st_size
         self.bad_meta: str | None = None
-        """What is wrong with one of the meta pages, while the other one is good."""
+        """What is wrong with one of the meta pages while the other one is good, and what that means."""
         self.meta = self._choose_meta()
         self.page_size = self.meta.page_size
         self.high_water_mark = self.meta.high_water_mark
@@ -76,7 +76,10 @@ class PageFile:
         metas = [m for m in (first, second) if m]
         if len(metas) == 1:
             page, cause = (1, problems[0] if problems else "another page size") if first else (0, problems[0])
-            self.bad_meta = f"meta page {page} is unusable ({cause})"
+            self.bad_meta = (
+                f"meta page {page} is unusable ({cause}), so this is the state of the other one; "
+                "if the bad one was the newer, the last commit is lost"
+            )
         if not metas:
             raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable ({problems[0]})")
         meta = max(metas, key=lambda m: m.txid)

@@ -28,8 +28,10 @@ class ReleasePlan:
 
 
 def plan_release(checkpoint: Checkpoint, cache: Cache, views: list[str]) -> ReleasePlan:
-    """``views`` are asked for before the tail: that fails where one could not be released, and while the daemon is stopped none
-    appears.
+    """What is to be released, ``views`` among it.
+
+    They are asked for before the tail: that fails where one could not be released, and none appears while the daemon is
+    stopped.
     """
     released = [record for record in stepping(checkpoint, cache.records) if cache.semantics.is_released(record)]
     snapshots = dict.fromkeys(record.snapshot for record in stepping(checkpoint, released))

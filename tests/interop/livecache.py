@@ -1,7 +1,8 @@
-"""A v1 cache built in a real containerd, by the calls with which BuildKit v0.6 made its own."""
+"""v1 caches in a real containerd: built by the calls with which BuildKit v0.6 made its own, or moved there."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from asyncmig.stores.ports import Kind
@@ -28,3 +29,19 @@ def build_cache(daemon: Containerd, cache: V1Cache, worker: Path, *, snapshotter
     worker.mkdir(parents=True)
     cache.write_metadata(worker / "metadata.db")
     return worker
+
+
+def containerd_root_from_worker(worker: Path, root: Path, snapshotter: str) -> Path:
+    """The root directory of a stopped containerd that has the stores of an OCI worker.
+
+    The files are the same; only their places differ.
+    """
+    places = {
+        "io.containerd.metadata.v1.bolt/meta.db": "containerdmeta.db",
+        "io.containerd.content.v1.content": "content",
+        f"io.containerd.snapshotter.v1.{snapshotter}": "snapshots",
+    }
+    for target, source in places.items():
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(worker / source, root / target)
+    return root

@@ -26,11 +26,10 @@ from tests.caches import ROOT, TIME, Snapshot, V1Cache, digest, labels_of, migra
 from tests.conftest import copy_tree
 from tests.interop.conftest import ContainerdFactory
 from tests.interop.containerd import Containerd
-from tests.interop.livecache import build_cache
+from tests.interop.livecache import build_cache, containerd_root_from_worker
 from tests.interop.test_containerd_offline import (
     check_garbage_collection,
     check_leases,
-    containerd_root_from_worker,
     read_v2,
 )
 from tests.migration.test_golden import EDGE_CASES, EXPECTED_MESSAGES, golden_lines

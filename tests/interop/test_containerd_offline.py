@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +16,9 @@ from asyncmig.synth import synthesize
 from tests.conftest import copy_tree
 from tests.interop.conftest import ContainerdFactory
 from tests.interop.containerd import Containerd
+from tests.interop.livecache import containerd_root_from_worker
 
 pytestmark = pytest.mark.anyio
-
-
-def containerd_root_from_worker(worker: Path, root: Path, snapshotter: str) -> Path:
-    """The root directory of a stopped containerd that has the stores of an OCI worker.
-
-    The files are the same; only their places differ.
-    """
-    places = {
-        "io.containerd.metadata.v1.bolt/meta.db": "containerdmeta.db",
-        "io.containerd.content.v1.content": "content",
-        f"io.containerd.snapshotter.v1.{snapshotter}": "snapshots",
-    }
-    for target, source in places.items():
-        (root / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(worker / source, root / target)
-    return root
 
 
 def read_v2(path: Path) -> list[Record]:

@@ -13,9 +13,9 @@ from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError
 from asyncmig.migration.journal import Journal
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
-from asyncmig.stores.memory import MemoryLease, MemoryStores
+from asyncmig.stores.memory import MemoryLease
 from asyncmig.stores.ports import Resource
-from tests.caches import ROOT, V1Cache, digest, labels_of, migrate_with, sample_cache, value
+from tests.caches import ROOT, V1Cache, digest, final_state, labels_of, migrate_with, sample_cache, value
 from tests.states import dump_lines, tree_state
 
 pytestmark = pytest.mark.anyio
@@ -38,14 +38,10 @@ class Calls:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Path:
-    sample_cache().write_metadata(tmp_path / "metadata.db")
-    return tmp_path
-
-
-def finished(state: MemoryStores, worker: Path) -> object:
-    """All that a migration leaves behind, times aside."""
-    leases = {name: lease.resources for name, lease in state.leases.items()}
-    return leases, labels_of(state), dump_lines(worker / "metadata_v2.db")
+    directory = tmp_path / "worker"
+    directory.mkdir()
+    sample_cache().write_metadata(directory / "metadata.db")
+    return directory
 
 
 async def test_everything_is_protected_and_released(worker: Path) -> None:
@@ -100,7 +96,7 @@ async def count_calls(worker: Path, target: Path) -> tuple[int, int, object]:
     state.on_call = calls
     await migrate_with(target, state.stores())
     tail = min(i for i, verb in enumerate(calls.verbs) if verb == "create lease")
-    return len(calls.verbs), tail, finished(state, target)
+    return len(calls.verbs), tail, final_state(state, target)
 
 
 async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_path: Path) -> None:
@@ -123,7 +119,7 @@ async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_pa
             assert set(tree_state(worker)) - set(before) == {"metadata_v2.db.journal"}
         state.on_call = Calls()
         await migrate_with(worker, state.stores())
-        assert finished(state, worker) == expected
+        assert final_state(state, worker) == expected
         (worker / "metadata_v2.db").unlink()
         assert tree_state(worker) == before
 
@@ -215,7 +211,7 @@ async def test_a_cancellation_at_any_call_changes_nothing_or_completes(worker: P
             assert not state.leases
             assert labels_of(state) == labels
         else:
-            assert finished(state, worker) == expected
+            assert final_state(state, worker) == expected
             (worker / "metadata_v2.db").unlink()
 
 

@@ -13,9 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import anyio
-
 from asyncmig.errors import StoreError
+from asyncmig.stores.fanout import fan_out
 
 if TYPE_CHECKING:
     import trio
@@ -56,23 +55,9 @@ class _Here:
     """The running event loop."""
 
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
-        results: list[T] = []
-        errors: list[Exception] = []
-
-        async def run() -> None:
-            try:
-                results.append(await function())
-            except Exception as error:  # carried out by hand: the task group would wrap it in a group
-                errors.append(error)
-
         # In a task that no caller holds, because grpclib cancels tasks natively to wake them up.
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-        if errors:
-            raise errors[0]
-        if not results:
-            raise StoreError("a call to containerd was interrupted")
-        return results[0]
+        [result] = await fan_out(lambda _: function(), (None,), concurrency=1)
+        return result
 
 
 class _LoopThread:

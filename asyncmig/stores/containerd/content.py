@@ -27,9 +27,7 @@ class ContainerdContent:
     def __init__(self, bridge: Bridge, client: Client, concurrency: int, progress: Progress) -> None:
         self._bridge = bridge
         self._client = client
-        self._concurrency = concurrency
-        self._progress = progress
-        self._labels = SeenLabels()
+        self._labels = SeenLabels(concurrency, progress)
         self._reader = Reader(self._info, self._list, self._found, concurrency, progress)
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
@@ -55,9 +53,7 @@ class ContainerdContent:
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
         """Remove the label, with no call for a blob that was seen without it."""
         remove = partial(self._remove_label, label)
-        return await self._bridge.run(
-            lambda: self._labels.remove_many(digests, label, remove, concurrency=self._concurrency, progress=self._progress),
-        )
+        return await self._bridge.run(partial(self._labels.remove_many, digests, label, remove))
 
     async def _remove_label(self, label: str, digest: str) -> None:
         request = UpdateRequest(info=Info(digest=digest), update_mask=FieldMask(paths=[f"labels.{label}"]))

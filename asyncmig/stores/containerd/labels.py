@@ -17,7 +17,9 @@ class SeenLabels:
     would protect its object once more than needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, concurrency: int, progress: Progress) -> None:
+        self._concurrency = concurrency
+        self._progress = progress
         self._labels: dict[str, frozenset[str]] = {}
         self._sets: dict[frozenset[str], frozenset[str]] = {}  # there are few different ones
 
@@ -31,15 +33,7 @@ class SeenLabels:
         labels = self._labels.get(name)
         return labels is not None and label not in labels
 
-    async def remove_many(
-        self,
-        names: Sequence[str],
-        label: str,
-        remove: Callable[[str], Awaitable[object]],
-        *,
-        concurrency: int,
-        progress: Progress,
-    ) -> list[bool]:
+    async def remove_many(self, names: Sequence[str], label: str, remove: Callable[[str], Awaitable[object]]) -> list[bool]:
         """Call ``remove`` for each object that may have the label; tells for each, in order, whether it exists.
 
         One that was seen without the label counts as existing; nobody is asked.
@@ -52,16 +46,16 @@ class SeenLabels:
                 return False
             return True
 
-        carriers = await in_thread(self._carriers, names, label, progress)
-        existing = await fan_out(remove_one, carriers, concurrency=concurrency, progress=progress)
+        carriers = await in_thread(self._carriers, names, label)
+        existing = await fan_out(remove_one, carriers, concurrency=self._concurrency, progress=self._progress)
         return await in_thread(_in_order, names, carriers, existing)
 
-    def _carriers(self, checkpoint: Checkpoint, names: Sequence[str], label: str, progress: Progress) -> list[str]:
+    def _carriers(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[str]:
         found = []
         for name in names:
             checkpoint()
             if self.lacks(name, label):
-                progress(1)
+                self._progress(1)
             else:
                 found.append(name)
         return found

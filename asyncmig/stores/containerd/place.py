@@ -13,35 +13,38 @@ from asyncmig.stores.containerd.client import Client, InvalidArgumentError, NotF
 _SAMPLE = 16
 
 
-class Place:
-    """A snapshotter in a namespace of a containerd: those of ``client``."""
+async def check_place(client: Client, snapshotter: str, names: Sequence[str]) -> None:
+    """Raise :class:`LayoutError` if none of a sample of these snapshots is here but some are elsewhere, or there is no here.
 
-    def __init__(self, client: Client, snapshotter: str) -> None:
-        self._client = client
-        self._snapshotter = snapshotter
+    Here is ``snapshotter`` in the namespace of ``client``.
+    """
+    sample = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
+    if not sample or await _count(client, snapshotter, sample):
+        return
+    existing = await namespaces(client)
+    others = await _elsewhere(client, existing, sample)
+    if others:
+        raise LayoutError(
+            f"containerd at {printable(client.address)}: none of {len(sample)} records looked up has a snapshot in "
+            f"namespace {printable(client.namespace)}, snapshotter {printable(snapshotter)}; "
+            f"they are in: {'; '.join(others)}"
+        )
+    if client.namespace not in existing:
+        raise missing(client, "namespace", client.namespace, existing)
 
-    async def check(self, names: Sequence[str]) -> None:
-        """Raise :class:`LayoutError` if the namespace does not exist, or none of a sample of these snapshots but elsewhere."""
-        sample = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
-        if not sample or await _count(self._client, self._snapshotter, sample):
-            return
-        existing = await namespaces(self._client)
-        others = []
-        for namespace in existing:
-            with self._client.in_namespace(namespace) as client:
-                for snapshotter in await snapshotters(self._client):
-                    hits = await _count(client, snapshotter, sample)
-                    if hits:
-                        place = f"--namespace {printable(namespace)} --snapshotter {printable(snapshotter)}"
-                        others.append((hits, f"{place} ({hits} of them)"))
-        if others:
-            raise LayoutError(
-                f"containerd at {printable(self._client.address)}: none of {len(sample)} records looked up has a snapshot in "
-                f"namespace {printable(self._client.namespace)}, snapshotter {printable(self._snapshotter)}; "
-                f"they are in: {'; '.join(text for _, text in sorted(others, reverse=True))}"
-            )
-        if self._client.namespace not in existing:
-            raise missing(self._client, "namespace", self._client.namespace, existing)
+
+async def _elsewhere(client: Client, existing: Sequence[str], sample: Sequence[str]) -> list[str]:
+    """The places that have some of the snapshots, as options, those with most of them first."""
+    found = []
+    working = [name for name, problem in (await all_snapshotters(client)).items() if not problem]
+    for namespace in existing:
+        with client.in_namespace(namespace) as other:
+            for snapshotter in working:
+                hits = await _count(other, snapshotter, sample)
+                if hits:
+                    place = f"--namespace {printable(namespace)} --snapshotter {printable(snapshotter)}"
+                    found.append((hits, f"{place} ({hits} of them)"))
+    return [text for _, text in sorted(found, reverse=True)]
 
 
 def missing(client: Client, kind: str, name: str, existing: list[str]) -> LayoutError:
@@ -69,11 +72,6 @@ async def namespaces(client: Client) -> list[str]:
     """Names of all namespaces."""
     reply = await client.call(client.namespaces.list, ListNamespacesRequest(), "namespaces")
     return sorted(namespace.name for namespace in reply.namespaces)
-
-
-async def snapshotters(client: Client) -> list[str]:
-    """Names of all snapshotters that work."""
-    return [name for name, problem in (await all_snapshotters(client)).items() if not problem]
 
 
 async def all_snapshotters(client: Client) -> dict[str, str]:

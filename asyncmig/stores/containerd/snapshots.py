@@ -16,7 +16,7 @@ from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import Client, NotFoundError
 from asyncmig.stores.containerd.labels import SeenLabels
-from asyncmig.stores.containerd.place import Place
+from asyncmig.stores.containerd.place import check_place
 from asyncmig.stores.containerd.reading import Reader
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.ports import Kind, SnapshotInfo
@@ -31,9 +31,7 @@ class ContainerdSnapshots:
         self._bridge = bridge
         self._client = client
         self._snapshotter = snapshotter
-        self._concurrency = concurrency
-        self._progress = progress
-        self._labels = SeenLabels()
+        self._labels = SeenLabels(concurrency, progress)
         self._reader = Reader(self._stat, self._list, self._found, concurrency, progress)
 
     @property
@@ -54,7 +52,7 @@ class ContainerdSnapshots:
         return await self._bridge.run(partial(self._stat_many, names))
 
     async def _stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
-        await Place(self._client, self._snapshotter).check(names)
+        await check_place(self._client, self._snapshotter, names)
         return await self._reader.read_many(names)
 
     async def _stat(self, name: str) -> Info | None:
@@ -91,9 +89,7 @@ class ContainerdSnapshots:
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove the label, with no call for a snapshot that was seen without it."""
         remove = partial(self._remove_label, label)
-        return await self._bridge.run(
-            lambda: self._labels.remove_many(names, label, remove, concurrency=self._concurrency, progress=self._progress),
-        )
+        return await self._bridge.run(partial(self._labels.remove_many, names, label, remove))
 
     async def _remove_label(self, label: str, name: str) -> None:
         mask = FieldMask(paths=[f"labels.{label}"])

@@ -20,10 +20,8 @@ import pytest
 
 import asyncmig
 from asyncmig import Options
-from asyncmig.stores.memory import MemoryStores
-from asyncmig.stores.ports import Resource
-from tests.caches import V1Cache, labels_of, migrate_with, sample_cache
-from tests.states import dump_lines, tree_state
+from tests.caches import V1Cache, final_state, labels_of, migrate_with, sample_cache
+from tests.states import tree_state
 from tests.stores.containerd.conftest import bridge_threads, sockets
 from tests.stores.containerd.fake import FakeContainerd
 
@@ -71,14 +69,8 @@ async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path:
     (tmp_path / "expected").mkdir()
     sample_cache().write_metadata(tmp_path / "expected" / "metadata.db")
     await migrate_with(tmp_path / "expected", uninterrupted.stores())
-    assert resources_of(fake.state) == resources_of(uninterrupted)
-    assert labels_of(fake.state) == labels_of(uninterrupted)
-    assert dump_lines(worker / "metadata_v2.db") == dump_lines(tmp_path / "expected" / "metadata_v2.db")
+    assert final_state(fake.state, worker) == final_state(uninterrupted, tmp_path / "expected")
     assert sorted(os.listdir(worker)) == ["metadata.db", "metadata_v2.db"]
-
-
-def resources_of(state: MemoryStores) -> dict[str, set[Resource]]:
-    return {name: lease.resources for name, lease in state.leases.items()}
 
 
 async def check_nothing_left() -> None:

@@ -17,18 +17,10 @@ from grpclib.exceptions import GRPCError
 
 import asyncmig
 from asyncmig import Options
-from asyncmig.stores.memory import MemoryStores
-from tests.caches import V1Cache, labels_of, migrate_with, sample_cache
-from tests.states import dump_lines
+from tests.caches import V1Cache, final_state, migrate_with, sample_cache
 from tests.stores.containerd.fake import Drop, FakeContainerd
 
 pytestmark = pytest.mark.anyio
-
-
-def final_state(state: MemoryStores, worker: Path) -> object:
-    """All that a migration leaves behind, times aside."""
-    leases = {name: (set(lease.labels), lease.resources) for name, lease in state.leases.items()}
-    return leases, labels_of(state), dump_lines(worker / "metadata_v2.db"), sorted(os.listdir(worker))
 
 
 @pytest.fixture
