@@ -76,6 +76,13 @@ class Layout:
         return os.path.join(self.containerd_root, "io.containerd.metadata.v1.bolt", "meta.db")
 
     @property
+    def content_directory(self) -> str:
+        """Where the content store keeps the data of its blobs."""
+        if self.containerd_root is None:
+            return os.path.join(self.directory, "content")
+        return os.path.join(self.containerd_root, "io.containerd.content.v1.content")
+
+    @property
     def snapshotter_metadata(self) -> str:
         """The snapshotter's database."""
         if self.containerd_root is not None:
@@ -124,7 +131,8 @@ def find_layout(
     found = Layout(name, worker, namespace or DEFAULT_NAMESPACE, snapshotter, links=tuple(links))
     if name == "containerd":
         found = _in_containerd(found, namespace, containerd_root, address)
-    _check_reachable(found)
+    if exists(found.v1) and not exists(found.v2):  # otherwise nothing is to be done, so nothing to be reached
+        check_reachable(found)
     return found
 
 
@@ -191,9 +199,8 @@ def _names(paths: Iterable[str]) -> str:
     return ", ".join(printable(os.path.basename(p)) for p in paths)
 
 
-def _check_reachable(layout: Layout) -> None:
-    if exists(layout.v2) or not exists(layout.v1):
-        return  # nothing to be done, so nothing to be reached
+def check_reachable(layout: Layout) -> None:
+    """Raise :class:`LayoutError` where it can be seen that the stores are not in the places of the layout."""
     if exists(os.path.join(layout.directory, _DOCKER_SNAPSHOTS)):
         raise LayoutError(f"{printable(layout.directory)}: {_NO_DOCKER}")
     if layout.name == "containerd" and exists(os.path.join(layout.directory, _CONTAINERD_META)):

@@ -121,7 +121,13 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
     try:
         await in_thread(_open, layout, writable, opened)
         settled, files = opened[0]
-        stores = offline_stores(files, settled.snapshotter, progress, shared=settled.containerd_root is not None)
+        stores = offline_stores(
+            files,
+            settled.snapshotter,
+            progress,
+            content_directory=settled.content_directory,
+            shared=settled.containerd_root is not None,
+        )
         yield OpenStores(settled, stores, files.growth, notes=tuple(files.notes()))
     finally:
         await run_uncancellable(lambda: in_thread(close))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from asyncmig.stores.fanout import fan_out
-from asyncmig.stores.ports import ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
+from asyncmig.stores.ports import GC_ROOT, HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 
 
 @dataclass(slots=True)
@@ -24,10 +24,14 @@ class MemorySnapshot:
 
 @dataclass(slots=True)
 class MemoryBlob:
-    """A blob without its data."""
+    """A blob.
+
+    ``size`` is what the store believes to have, as containerd's database does; ``data`` what it has, ``None`` if it is missing.
+    """
 
     size: int
     labels: dict[str, str] = field(default_factory=dict)
+    data: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -69,14 +73,36 @@ class _Content:
     async def _info(self, digest: str) -> ContentInfo | None:
         await self._state.on_call("info", digest)
         blob = self._state.blobs.get(digest)
-        return ContentInfo(digest, blob.size) if blob else None
+        return _content_info(digest, blob) if blob else None
+
+    async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
+        await self._state.on_call("list content", "")
+        found = [_content_info(digest, blob) for digest, blob in self._state.blobs.items()]
+        return [info for info in found if info.root is not None or not rooted]
+
+    async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
+        return await fan_out(self._head, blobs, concurrency=self._state.concurrency)
+
+    async def _head(self, info: ContentInfo) -> bytes | None:
+        await self._state.on_call("read content", info.digest)
+        blob = self._state.blobs.get(info.digest)
+        data = blob.data if blob else None
+        return data[:HEAD_SIZE] if data is not None and len(data) == info.size else None
 
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
         async def remove(digest: str) -> bool:
             await self._state.on_call("update content", digest)
-            return _remove_label(self._state.blobs.get(digest), label)
+            return _set_label(self._state.blobs.get(digest), label, "")
 
         return await fan_out(remove, digests, concurrency=self._state.concurrency)
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        async def set_one(item: tuple[str, str]) -> bool:
+            digest, value = item
+            await self._state.on_call("update content", digest)
+            return _set_label(self._state.blobs.get(digest), label, value)
+
+        return await fan_out(set_one, values, concurrency=self._state.concurrency)
 
 
 class _Snapshots:
@@ -97,18 +123,33 @@ class _Snapshots:
     async def _stat(self, name: str) -> SnapshotInfo | None:
         await self._state.on_call("stat", name)
         found = self._state.snapshots.get(name)
-        return SnapshotInfo(name, found.kind, found.parent) if found else None
+        return _snapshot_info(name, found) if found else None
 
-    async def views(self) -> list[str]:
+    async def views(self) -> list[SnapshotInfo]:
         await self._state.on_call("views", "")
-        return [name for name, snapshot in self._state.snapshots.items() if snapshot.kind is Kind.VIEW]
+        return [info for info in self._all() if info.kind is Kind.VIEW]
+
+    async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
+        await self._state.on_call("list snapshots", "")
+        return [info for info in self._all() if info.root is not None or not rooted]
+
+    def _all(self) -> list[SnapshotInfo]:
+        return [_snapshot_info(name, snapshot) for name, snapshot in self._state.snapshots.items()]
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         async def remove(name: str) -> bool:
             await self._state.on_call("update snapshot", name)
-            return _remove_label(self._state.snapshots.get(name), label)
+            return _set_label(self._state.snapshots.get(name), label, "")
 
         return await fan_out(remove, names, concurrency=self._state.concurrency)
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        async def set_one(item: tuple[str, str]) -> bool:
+            name, value = item
+            await self._state.on_call("update snapshot", name)
+            return _set_label(self._state.snapshots.get(name), label, value)
+
+        return await fan_out(set_one, values, concurrency=self._state.concurrency)
 
 
 class _Leases:
@@ -125,6 +166,11 @@ class _Leases:
         lease = self._state.leases.get(lease_id)
         return Lease(lease_id, dict(lease.labels), tuple(lease.resources)) if lease else None
 
+    async def list_all(self) -> list[Lease]:
+        await self._state.on_call("list leases", "")
+        found = await self.list_many(list(self._state.leases))
+        return [lease for lease in found if lease is not None]
+
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
         async def protect(lease: Lease) -> Protected:
             await self._state.on_call("create lease", lease.id)
@@ -137,9 +183,38 @@ class _Leases:
 
         return await fan_out(protect, leases, concurrency=self._state.concurrency)
 
+    async def delete_many(self, ids: Sequence[str]) -> None:
+        async def delete(lease_id: str) -> None:
+            await self._state.on_call("delete lease", lease_id)
+            self._state.leases.pop(lease_id, None)
 
-def _remove_label(item: MemorySnapshot | MemoryBlob | None, label: str) -> bool:
+        await fan_out(delete, ids, concurrency=self._state.concurrency)
+
+    async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
+        async def remove(lease: Lease) -> None:
+            for resource in lease.resources:
+                await self._state.on_call("delete resource", f"{lease.id} {resource.type} {resource.id}")
+                stored = self._state.leases.get(lease.id)
+                if stored is not None:
+                    stored.resources.discard(resource)
+
+        await fan_out(remove, leases, concurrency=self._state.concurrency)
+
+
+def _content_info(digest: str, blob: MemoryBlob) -> ContentInfo:
+    return ContentInfo(digest, blob.size, blob.labels.get(GC_ROOT))
+
+
+def _snapshot_info(name: str, snapshot: MemorySnapshot) -> SnapshotInfo:
+    return SnapshotInfo(name, snapshot.kind, snapshot.parent, snapshot.labels.get(GC_ROOT))
+
+
+def _set_label(item: MemorySnapshot | MemoryBlob | None, label: str, value: str) -> bool:
+    """Set or, with an empty value, remove the label: containerd stores none that is empty."""
     if item is None:
         return False
-    item.labels.pop(label, None)
+    if value:
+        item.labels[label] = value
+    else:
+        item.labels.pop(label, None)
     return True

@@ -14,6 +14,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+GC_ROOT = "containerd.io/gc.root"
+"""Label of what containerd's garbage collector keeps, whatever its value (containerd ``metadata/gc.go``).
+
+BuildKit v1 put it, with the time as its value, on every snapshot and blob it made.
+"""
+
+HEAD_SIZE = 64
+"""Bytes of a blob that are looked at to tell what it is."""
+
 
 class Kind(Enum):
     """What a snapshot is; the values are those of containerd's API."""
@@ -26,19 +35,28 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """A snapshot as Stat reports it.  ``parent`` is the key of the parent snapshot, "" if there is none."""
+    """A snapshot as Stat reports it.
+
+    ``parent`` is the key of the parent snapshot, "" if there is none; ``root`` the value of its label :data:`GC_ROOT`, ``None``
+    if it has none.
+    """
 
     name: str
     kind: Kind
     parent: str
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ContentInfo:
-    """A blob as Info reports it.  ``size`` is in bytes."""
+    """A blob as Info reports it.
+
+    ``size`` is in bytes; ``root`` the value of its label :data:`GC_ROOT`, ``None`` if it has none.
+    """
 
     digest: str
     size: int
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +94,24 @@ class ContentStore(Protocol):
         """Info of each blob, in order; ``None`` for one that the store does not know."""
         ...
 
+    async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
+        """All blobs of the namespace; only those with the label :data:`GC_ROOT` if ``rooted``."""
+        ...
+
+    async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
+        """The first :data:`HEAD_SIZE` bytes of each blob's data, or all if it has less, in order.
+
+        ``None`` for a blob whose data is missing, can't be read, or is not ``size`` bytes long: Info tells what the store
+        believes to have, this is whether it has it.
+        """
+        ...
+
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
         """Remove ``label`` from each blob; tells for each, in order, whether the blob exists."""
+        ...
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        """Set ``label`` of each blob, given as digest and value; tells for each, in order, whether the blob exists."""
         ...
 
 
@@ -98,12 +132,20 @@ class SnapshotStore(Protocol):
         """Stat of each snapshot, in order; ``None`` for one that does not exist."""
         ...
 
-    async def views(self) -> list[str]:
-        """Keys of all snapshots of kind View."""
+    async def views(self) -> list[SnapshotInfo]:
+        """All snapshots of kind View."""
+        ...
+
+    async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
+        """All snapshots; only those with the label :data:`GC_ROOT` if ``rooted``."""
         ...
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove ``label`` from each snapshot; tells for each, in order, whether the snapshot exists."""
+        ...
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        """Set ``label`` of each snapshot, given as key and value; tells for each, in order, whether the snapshot exists."""
         ...
 
 
@@ -119,11 +161,23 @@ class LeaseStore(Protocol):
         """Each lease with labels and resources, in order; ``None`` for one that does not exist."""
         ...
 
+    async def list_all(self) -> list[Lease]:
+        """All leases of the namespace, with labels and resources."""
+        ...
+
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
         """Make sure that each lease exists and holds its resources; tells what became of each, in order.
 
         A lease that exists keeps its labels, and what it holds besides.
         """
+        ...
+
+    async def delete_many(self, ids: Sequence[str]) -> None:
+        """Delete each lease that exists.  What only it held can be collected as garbage from then on."""
+        ...
+
+    async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
+        """Take from each lease the resources given here, where the lease exists and holds them."""
         ...
 
 

@@ -73,6 +73,10 @@ class InvalidArgumentError(ContainerdError):
     """containerd does not take the argument."""
 
 
+class OutOfRangeError(ContainerdError):
+    """What was to be read is beyond the end."""
+
+
 class TooLargeError(ContainerdError):
     """A message is larger than containerd sends or takes: 16 MiB."""
 
@@ -229,6 +233,7 @@ _KINDS: dict[Status, type[ContainerdError]] = {
     Status.NOT_FOUND: NotFoundError,
     Status.ALREADY_EXISTS: AlreadyExistsError,
     Status.INVALID_ARGUMENT: InvalidArgumentError,
+    Status.OUT_OF_RANGE: OutOfRangeError,
     Status.RESOURCE_EXHAUSTED: TooLargeError,
     Status.UNIMPLEMENTED: UnimplementedError,
 }

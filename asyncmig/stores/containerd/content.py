@@ -10,15 +10,19 @@ from asyncmig.stores.containerd._pb.containerd.services.content.v1 import (
     Info,
     InfoRequest,
     ListContentRequest,
+    ReadContentRequest,
     UpdateRequest,
 )
 from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.stores.containerd.bridge import Bridge
-from asyncmig.stores.containerd.client import Client, InvalidArgumentError, NotFoundError
-from asyncmig.stores.containerd.labels import SeenLabels
+from asyncmig.stores.containerd.client import Client, InvalidArgumentError, NotFoundError, OutOfRangeError
+from asyncmig.stores.containerd.labels import ROOTED, SeenLabels
 from asyncmig.stores.containerd.reading import Reader
-from asyncmig.stores.fanout import Progress
-from asyncmig.stores.ports import ContentInfo
+from asyncmig.stores.fanout import Progress, fan_out
+from asyncmig.stores.ports import GC_ROOT, HEAD_SIZE, ContentInfo
+
+_READ_WHOLE = 4096
+"""Bytes up to which a blob is read as a whole, which takes less than a second call."""
 
 
 class ContainerdContent:
@@ -27,6 +31,8 @@ class ContainerdContent:
     def __init__(self, bridge: Bridge, client: Client, concurrency: int, progress: Progress) -> None:
         self._bridge = bridge
         self._client = client
+        self._concurrency = concurrency
+        self._progress = progress
         self._labels = SeenLabels(concurrency, progress)
         self._reader = Reader(self._info, self._list, self._found, concurrency, progress)
 
@@ -41,14 +47,59 @@ class ContainerdContent:
             return None  # a store can't hold what is no digest
         return self._client.required(reply.info, f"info blob {digest}")
 
-    async def _list(self) -> AsyncGenerator[list[tuple[str, Info]]]:
-        async with aclosing(self._client.stream(self._client.content.list, ListContentRequest(), "blobs")) as replies:
+    async def _list(self, *filters: str) -> AsyncGenerator[list[tuple[str, Info]]]:
+        request = ListContentRequest(filters=list(filters))
+        async with aclosing(self._client.stream(self._client.content.list, request, "blobs")) as replies:
             async for reply in replies:
                 yield [(info.digest, info) for info in reply.info]
 
     def _found(self, info: Info) -> ContentInfo:
         self._labels.note(info.digest, info.labels)
-        return ContentInfo(info.digest, info.size)
+        return ContentInfo(info.digest, info.size, info.labels.get(GC_ROOT))
+
+    async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
+        """All blobs through List."""
+        filters = (ROOTED,) if rooted else ()
+        # What a filter lets through is looked at here, too, as for snapshots.
+        return await self._bridge.run(
+            lambda: self._reader.read_all(self._list(*filters), lambda info: not rooted or GC_ROOT in info.labels)
+        )
+
+    async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
+        """The heads, with one or two calls for each blob.
+
+        Before some version of 2.x it is not told when the data is longer than ``size``: containerd reads no further than the
+        size in its database, and no call looks at the file's.  What else keeps it from reading, a bad disk for example, raises
+        :class:`ContainerdError`, because its answer does not tell whether it is about the data.
+        """
+        return await self._bridge.run(
+            lambda: fan_out(self._head, blobs, concurrency=self._concurrency, progress=self._progress)
+        )
+
+    async def _head(self, blob: ContentInfo) -> bytes | None:
+        # Each time one byte more is asked for than there should be.  What is not there is just left out, without an error.
+        if blob.size <= _READ_WHOLE:
+            data = await self._read(blob.digest, 0, blob.size + 1)
+            return data[:HEAD_SIZE] if data is not None and len(data) == blob.size else None
+        head = await self._read(blob.digest, 0, HEAD_SIZE)
+        if head is None or len(head) != HEAD_SIZE:
+            return None
+        last = await self._read(blob.digest, blob.size - 1, 2)
+        return head if last is not None and len(last) == 1 else None
+
+    async def _read(self, digest: str, offset: int, size: int) -> bytes | None:
+        """As many of these bytes as there are; ``None`` if there is no such blob, or it ends before.  ``size`` is not 0."""
+        if size <= 0:
+            return None  # would mean all that follows; nothing has a negative size
+        parts: dict[int, bytes] = {}  # by place: after an interruption the answers begin anew
+        request = ReadContentRequest(digest=digest, offset=offset, size=size)
+        try:
+            async with aclosing(self._client.stream(self._client.content.read, request, f"blob {digest}")) as replies:
+                async for reply in replies:
+                    parts[reply.offset] = reply.data
+        except (NotFoundError, OutOfRangeError, InvalidArgumentError):
+            return None
+        return b"".join(parts[place] for place in sorted(parts))
 
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
         """Remove the label, with no call for a blob that was seen without it."""
@@ -58,3 +109,13 @@ class ContainerdContent:
     async def _remove_label(self, label: str, digest: str) -> None:
         request = UpdateRequest(info=Info(digest=digest), update_mask=FieldMask(paths=[f"labels.{label}"]))
         await self._client.call(self._client.content.update, request, f"blob {digest}")
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        """Set the label.  Of several values for one blob it is open which one stays."""
+        set_one = partial(self._set_label, label)
+        return await self._bridge.run(partial(self._labels.set_many, values, set_one))
+
+    async def _set_label(self, label: str, item: tuple[str, str]) -> None:
+        digest, value = item
+        info, mask = Info(digest=digest, labels={label: value}), FieldMask(paths=[f"labels.{label}"])
+        await self._client.call(self._client.content.update, UpdateRequest(info=info, update_mask=mask), f"blob {digest}")

@@ -1,4 +1,4 @@
-"""Labels of snapshots and blobs: which ones an object was seen with, and removing one."""
+"""Labels of snapshots and blobs: which ones an object was seen with, removing one and setting one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.stores.containerd.client import NotFoundError
-from asyncmig.stores.fanout import Progress, fan_out
+from asyncmig.stores.fanout import Item, Progress, fan_out
+from asyncmig.stores.ports import GC_ROOT
+
+ROOTED = f'labels."{GC_ROOT}"'
+"""containerd's filter for what has the label, whatever its value."""
 
 
 class SeenLabels:
@@ -39,16 +43,32 @@ class SeenLabels:
         One that was seen without the label counts as existing; nobody is asked.
         """
 
-        async def remove_one(name: str) -> bool:
+        carriers = await in_thread(self._carriers, names, label)
+        existing = await self._update_many(remove, carriers)
+        return await in_thread(_in_order, names, carriers, existing)
+
+    async def set_many(
+        self, values: Sequence[tuple[str, str]], set_one: Callable[[tuple[str, str]], Awaitable[object]]
+    ) -> list[bool]:
+        """Call ``set_one`` for each object and its value; tells for each, in order, whether the object exists."""
+        # Before, not after: a call that fails or is cancelled may have set it all the same.
+        await in_thread(self._forget, values)
+        return await self._update_many(set_one, values)
+
+    async def _update_many(self, update: Callable[[Item], Awaitable[object]], items: Sequence[Item]) -> list[bool]:
+        async def update_one(item: Item) -> bool:
             try:
-                await remove(name)
+                await update(item)
             except NotFoundError:
                 return False
             return True
 
-        carriers = await in_thread(self._carriers, names, label)
-        existing = await fan_out(remove_one, carriers, concurrency=self._concurrency, progress=self._progress)
-        return await in_thread(_in_order, names, carriers, existing)
+        return await fan_out(update_one, items, concurrency=self._concurrency, progress=self._progress)
+
+    def _forget(self, checkpoint: Checkpoint, values: Sequence[tuple[str, str]]) -> None:
+        for name, _ in values:
+            checkpoint()
+            self._labels.pop(name, None)
 
     def _carriers(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[str]:
         found = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from asyncmig.bolt import Checkpoint
@@ -12,6 +12,8 @@ from asyncmig.concurrency import in_thread
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
     AddResourceRequest,
     CreateRequest,
+    DeleteRequest,
+    DeleteResourceRequest,
     ListRequest,
     ListResourcesRequest,
     ListResponse,
@@ -19,6 +21,7 @@ from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import Resource as ResourceMessage
 from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import AlreadyExistsError, Client, NotFoundError, TooLargeError
+from asyncmig.stores.containerd.shards import EVERYTHING, quoted
 from asyncmig.stores.fanout import Item, Progress, Result, fan_out
 from asyncmig.stores.ports import Lease, Protected, Resource
 
@@ -78,6 +81,35 @@ class ContainerdLeases:
             else:
                 await in_thread(_note_labels, shard, reply, labels)
 
+    async def list_all(self) -> list[Lease]:
+        """List, and ListResources of each; a lease that is deleted in between is left out.
+
+        Neither is one state in time, and no progress is counted, because nobody knows how many there will be.
+        """
+        return await self._bridge.run(self._list_all)
+
+    async def _list_all(self) -> list[Lease]:
+        labels: Labels = {}
+        await self._list_everything(labels)
+        ids = await in_thread(_names, labels)
+        held = await fan_out(self._resources, ids, concurrency=self._concurrency)
+        return await in_thread(_existing, labels, held)
+
+    async def _list_everything(self, labels: Labels) -> None:
+        """Put the labels of all leases into ``labels``, in as many parts as containerd needs to answer (see :meth:`_list`)."""
+        todo = [EVERYTHING]
+        while todo:
+            shard = todo.pop()
+            request = ListRequest(filters=shard.filters())
+            try:
+                reply = await self._client.call(self._client.leases.list, request, "leases")
+            except TooLargeError:
+                if shard.is_single:
+                    raise
+                todo.extend(shard.halves())
+            else:
+                await in_thread(_note_all_labels, reply, labels)
+
     async def _resources(self, lease_id: str) -> tuple[Resource, ...] | None:
         request = ListResourcesRequest(id=lease_id)
         try:
@@ -110,17 +142,31 @@ class ContainerdLeases:
             await self._client.call(self._client.leases.add_resource, AddResourceRequest(id=lease.id, resource=message), about)
         return Protected(is_new, confirmed)
 
+    async def delete_many(self, ids: Sequence[str]) -> None:
+        """Delete, without waiting for the garbage collector."""
+        await self._bridge.run(partial(self._fan_out, self._delete, ids))
+
+    async def _delete(self, lease_id: str) -> None:
+        with suppress(NotFoundError):
+            await self._client.call(self._client.leases.delete, DeleteRequest(id=lease_id), f"lease {lease_id}")
+
+    async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
+        """DeleteResource, the resources of one lease one after the other."""
+        await self._bridge.run(partial(self._fan_out, self._remove_resources, leases))
+
+    async def _remove_resources(self, lease: Lease) -> None:
+        with suppress(NotFoundError):
+            for resource in lease.resources:
+                request = DeleteResourceRequest(id=lease.id, resource=ResourceMessage(id=resource.id, type=resource.type))
+                about = f"{resource.type} {resource.id} of lease {lease.id}"
+                await self._client.call(self._client.leases.delete_resource, request, about)
+
 
 def _filters(prefix: str, ids: Sequence[str]) -> list[str]:
     """Filters for the leases ``ids``, which all begin with ``prefix``; more may match."""
     if len(ids) <= _FILTERED_ONE_BY_ONE:
-        return [f"id=={_quoted(lease_id)}" for lease_id in ids]
-    return [f"id~={_quoted('^' + re.escape(prefix))}"] if prefix else []
-
-
-def _quoted(text: str) -> str:
-    """A value in containerd's filter language: a Go string literal.  JSON's are such, but for characters beyond 16 bits."""
-    return json.dumps(text, ensure_ascii=False)
+        return [f"id=={quoted(lease_id)}" for lease_id in ids]
+    return [f"id~={quoted('^' + re.escape(prefix))}"] if prefix else []
 
 
 def _shards(checkpoint: Checkpoint, ids: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
@@ -132,6 +178,29 @@ def _shards(checkpoint: Checkpoint, ids: Sequence[str]) -> list[tuple[str, Seque
         checkpoint()
         parts.setdefault(lease_id[:length], {})[lease_id] = None
     return [(prefix, list(part)) for prefix, part in parts.items()]
+
+
+def _names(checkpoint: Checkpoint, labels: Labels) -> list[str]:
+    names = []
+    for name in labels:
+        checkpoint()
+        names.append(name)
+    return names
+
+
+def _note_all_labels(checkpoint: Checkpoint, reply: ListResponse, labels: Labels) -> None:
+    for lease in reply.leases:
+        checkpoint()
+        labels[lease.id] = lease.labels
+
+
+def _existing(checkpoint: Checkpoint, labels: Labels, held: list[tuple[Resource, ...] | None]) -> list[Lease]:
+    leases = []
+    for (lease_id, its_labels), resources in zip(labels.items(), held, strict=True):
+        checkpoint()
+        if resources is not None:
+            leases.append(Lease(lease_id, its_labels, resources))
+    return leases
 
 
 def _note_labels(checkpoint: Checkpoint, ids: Sequence[str], reply: ListResponse, labels: Labels) -> None:

@@ -62,6 +62,17 @@ class Reader(Generic[Info, Found]):
                 if len(found) == len(wanted) or budget <= 0:
                     return
 
+    async def read_all(self, pages: AsyncGenerator[list[tuple[str, Info]]], is_wanted: Callable[[Info], bool]) -> list[Found]:
+        """All objects of ``pages`` that are wanted, each once: after an interruption a list begins anew.
+
+        Counts no progress, because nobody knows how many there will be.
+        """
+        found: dict[str, Found] = {}
+        async with aclosing(pages):
+            async for page in pages:
+                found.update((name, self.found(info)) for name, info in page if is_wanted(info))
+        return await in_thread(_values, found)
+
     def _in_order(
         self, checkpoint: Checkpoint, names: Sequence[str], found: dict[str, Found], rest: list[str], infos: list[Info | None]
     ) -> list[Found | None]:
@@ -85,6 +96,14 @@ def _distinct(checkpoint: Checkpoint, names: Sequence[str]) -> set[str]:
         checkpoint()
         found.add(name)
     return found
+
+
+def _values(checkpoint: Checkpoint, found: Mapping[str, Found]) -> list[Found]:
+    values = []
+    for value in found.values():
+        checkpoint()
+        values.append(value)
+    return values
 
 
 def _missing(checkpoint: Checkpoint, names: Sequence[str], found: Mapping[str, object]) -> list[str]:

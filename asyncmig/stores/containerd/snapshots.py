@@ -15,11 +15,11 @@ from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
 from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import Client, NotFoundError
-from asyncmig.stores.containerd.labels import SeenLabels
+from asyncmig.stores.containerd.labels import ROOTED, SeenLabels
 from asyncmig.stores.containerd.place import check_place
 from asyncmig.stores.containerd.reading import Reader
 from asyncmig.stores.fanout import Progress
-from asyncmig.stores.ports import Kind, SnapshotInfo
+from asyncmig.stores.ports import GC_ROOT, Kind, SnapshotInfo
 
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -71,20 +71,22 @@ class ContainerdSnapshots:
 
     def _found(self, info: Info) -> SnapshotInfo:
         self._labels.note(info.name, info.labels)
-        return SnapshotInfo(info.name, _KINDS.get(int(info.kind), Kind.UNKNOWN), info.parent)
+        kind = _KINDS.get(int(info.kind), Kind.UNKNOWN)
+        return SnapshotInfo(info.name, kind, info.parent, info.labels.get(GC_ROOT))
 
-    async def views(self) -> list[str]:
-        """Keys of all snapshots of kind View."""
-        return await self._bridge.run(self._views)
+    # What a filter lets through is looked at here, too: containerd before 1.4 and some snapshotters of others list all,
+    # whatever the filter.
 
-    async def _views(self) -> list[str]:
-        found: dict[str, None] = {}
-        async with aclosing(self._list("kind==view")) as pages:
-            async for page in pages:
-                # Looked at here, too: containerd before 1.4 and some snapshotters of others list all, whatever the filter.
-                for info in (self._found(info) for _, info in page if int(info.kind) == Kind.VIEW.value):
-                    found[info.name] = None
-        return list(found)
+    async def views(self) -> list[SnapshotInfo]:
+        """All snapshots of kind View."""
+        return await self._bridge.run(lambda: self._reader.read_all(self._list("kind==view"), _is_view))
+
+    async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
+        """All snapshots through List, which is not one state in time."""
+        filters = (ROOTED,) if rooted else ()
+        return await self._bridge.run(
+            lambda: self._reader.read_all(self._list(*filters), lambda info: not rooted or GC_ROOT in info.labels)
+        )
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove the label, with no call for a snapshot that was seen without it."""
@@ -95,3 +97,18 @@ class ContainerdSnapshots:
         mask = FieldMask(paths=[f"labels.{label}"])
         request = UpdateSnapshotRequest(snapshotter=self._snapshotter, info=Info(name=name), update_mask=mask)
         await self._client.call(self._client.snapshots.update, request, f"snapshot {name}")
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        """Set the label.  Of several values for one snapshot it is open which one stays."""
+        set_one = partial(self._set_label, label)
+        return await self._bridge.run(partial(self._labels.set_many, values, set_one))
+
+    async def _set_label(self, label: str, item: tuple[str, str]) -> None:
+        name, value = item
+        info, mask = Info(name=name, labels={label: value}), FieldMask(paths=[f"labels.{label}"])
+        request = UpdateSnapshotRequest(snapshotter=self._snapshotter, info=info, update_mask=mask)
+        await self._client.call(self._client.snapshots.update, request, f"snapshot {name}")
+
+
+def _is_view(info: Info) -> bool:
+    return int(info.kind) == Kind.VIEW.value

@@ -11,6 +11,7 @@ from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.errors import LayoutError, StoreError, StrPath, printable
 from asyncmig.paths import exists
 from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
+from asyncmig.stores.ports import GC_ROOT
 
 VERSION = b"v1"
 SNAPSHOTS = b"snapshots"
@@ -20,6 +21,8 @@ LEASES = b"leases"
 LABELS = b"labels"
 CREATED_AT = b"createdat"
 UPDATED_AT = b"updatedat"
+_GC_ROOT = to_bytes(GC_ROOT)
+_LONGEST_LABEL = 4096
 
 
 class OfflineFiles:
@@ -144,7 +147,7 @@ def update(db: Db | None) -> Iterator[Tx]:
 
 
 def check_shape(entry: Bucket, path: str, what: str) -> None:
-    """Raise :class:`StoreError` for an entry that :func:`remove_label` would fail on, or containerd when it does the same.
+    """Raise :class:`StoreError` for an entry that :func:`set_label` would fail on, or containerd when it does the same.
 
     Meant for the reading stages: the labels go when leases have been made already, and a failure then would come again and
     again.  ``path`` is the database, ``what`` names the entry for the message.
@@ -168,17 +171,37 @@ def misshapen(entry: Bucket) -> str | None:
     return None if nested is None else f"label {printable(to_text(nested))} is a bucket where a value should be"
 
 
-def remove_label(entry: Bucket, label: bytes, now: bytes) -> None:
-    """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry.
+def root_label(entry: Bucket) -> str | None:
+    """The label that makes an entry a root of garbage collection, ``None`` if it has none.
+
+    As for containerd, an empty value is one, and what is a bucket is none.
+    """
+    labels = entry.bucket(LABELS)
+    value = labels.get(_GC_ROOT) if labels else None
+    return None if value is None else to_text(value)
+
+
+def check_label(label: str, value: str) -> None:
+    """Raise :class:`StoreError` for a label that containerd refuses to store (``labels/validate.go``)."""
+    size = len(to_bytes(label)) + len(to_bytes(value))
+    if size > _LONGEST_LABEL:
+        raise StoreError(f"label {printable(label)}: name and value have {size} bytes, containerd allows {_LONGEST_LABEL}")
+
+
+def set_label(entry: Bucket, label: bytes, value: bytes, now: bytes) -> None:
+    """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry; no ``value`` removes the label.
 
     It rewrites both times and all labels, of which those with an empty value go, too.  The bucket of the labels is there
-    afterwards even if it is empty, and even if there was none before: the label to be removed is an entry without value in
+    afterwards even if it is empty, and even if there was none before: a label to be removed is an entry without value in
     the map that is written (containerd ``metadata/boltutil``).
     """
     if CREATED_AT not in entry:
         entry.put(CREATED_AT, ZERO_TIME)
     entry.put(UPDATED_AT, now)
     labels = entry.create_bucket_if_not_exists(LABELS)
-    labels.delete(label)
+    if value:
+        labels.put(label, value)
+    else:
+        labels.delete(label)
     for key in [key for key, value in labels.items() if not value]:
         labels.delete(key)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from asyncmig.bolt import Bucket, Checkpoint
 from asyncmig.concurrency import in_thread
@@ -14,12 +15,41 @@ from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, check_shape, remove_label, update, view
+from asyncmig.stores.offline.files import (
+    SNAPSHOTS,
+    VERSION,
+    OfflineFiles,
+    check_label,
+    check_shape,
+    root_label,
+    set_label,
+    update,
+    view,
+)
 from asyncmig.stores.ports import Kind, SnapshotInfo
 
 _NAME = b"name"
 _KIND = b"kind"
 _PARENT = b"parent"
+_INHERITED_PREFIX = "containerd.io/snapshot/"
+_INHERITED_LABEL = "containerd.io/snapshot.ref"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the metadata database has of a snapshot."""
+
+    key: str
+    backend_key: bytes
+    parent: str
+    root: str | None
+
+    @classmethod
+    def read(cls, key: str, entry: Bucket) -> _Entry:
+        return cls(key, entry.get(_NAME) or b"", codec.to_text(entry.get(_PARENT) or b""), root_label(entry))
+
+    def info(self, kind: Kind) -> SnapshotInfo:
+        return SnapshotInfo(self.key, kind, self.parent, self.root)
 
 
 class OfflineSnapshots:
@@ -53,12 +83,13 @@ class OfflineSnapshots:
         if names:
             self._check_place()
         entries = self._entries(checkpoint, names)
-        kinds = self._kinds(checkpoint, [name for name, _ in entries.values()])
+        self._progress(len(names) - len(entries))  # the others are counted as their kind is read
+        kinds = self._kinds(checkpoint, [entry.backend_key for entry in entries.values()])
         result: list[SnapshotInfo | None] = []
         for name in names:
-            backend, parent = entries.get(name, (b"", ""))
-            kind = kinds.get(backend)
-            result.append(None if kind is None else SnapshotInfo(name, kind, parent))
+            entry = entries.get(name)
+            kind = kinds.get(entry.backend_key) if entry else None
+            result.append(None if entry is None or kind is None else entry.info(kind))
         return result
 
     def _check_place(self) -> None:
@@ -75,8 +106,8 @@ class OfflineSnapshots:
                     f"there is: {', '.join(map(printable, found))} (--{kind})"
                 )
 
-    def _entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, tuple[bytes, str]]:
-        """Backend key and parent of each snapshot that has a metadata entry."""
+    def _entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, _Entry]:
+        """Each snapshot that has a metadata entry."""
         found = {}
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
@@ -85,7 +116,7 @@ class OfflineSnapshots:
                 entry = snapshots.bucket(codec.to_bytes(name)) if snapshots else None
                 if entry is not None:
                     self._check_metadata(entry, codec.to_bytes(name))
-                    found[name] = (entry.get(_NAME) or b"", codec.to_text(entry.get(_PARENT) or b""))
+                    found[name] = _Entry.read(name, entry)
         return found
 
     def _kinds(self, checkpoint: Checkpoint, backend_names: list[bytes]) -> dict[bytes, Kind]:
@@ -108,14 +139,45 @@ class OfflineSnapshots:
     def _check_backend(self, entry: Bucket, name: bytes) -> None:
         check_shape(entry, self._files.backend_path, f"snapshot {codec.to_text(name)}")
 
-    async def views(self) -> list[str]:
-        """Keys of all snapshots of kind View, in the order of containerd's Walk.
+    async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
+        """All snapshots from one read transaction a database, in the order of containerd's Walk.
+
+        As for Stat, both databases must have them.  Whether the labels of one could be changed is not looked at;
+        :meth:`stat_many` tells.
+        """
+        return await in_thread(self._list_all, rooted)
+
+    def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[SnapshotInfo]:
+        entries = self._all_entries(checkpoint, rooted)
+        kinds = {}
+        with view(self._files.backend) as tx:
+            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
+            for name in sorted_in_steps([entry.backend_key for entry in entries]) if snapshots else ():
+                checkpoint()
+                backend_entry = snapshots.bucket(name) if snapshots and name else None
+                if backend_entry is not None:
+                    kinds[name] = _kind(backend_entry)
+        return [entry.info(kinds[entry.backend_key]) for entry in entries if entry.backend_key in kinds]
+
+    def _all_entries(self, checkpoint: Checkpoint, rooted: bool) -> list[_Entry]:
+        found = []
+        with view(self._files.metadata) as tx:
+            snapshots = tx and tx.path_bucket(*self._path)
+            for key, value in snapshots.items() if snapshots else ():
+                checkpoint()
+                entry = snapshots.bucket(key) if snapshots and value is None else None
+                if entry is not None and not (rooted and root_label(entry) is None):
+                    found.append(_Entry.read(codec.to_text(key), entry))
+        return found
+
+    async def views(self) -> list[SnapshotInfo]:
+        """All snapshots of kind View, in the order of containerd's Walk.
 
         Raises :class:`StoreError` for one whose labels could not be removed.
         """
         return await in_thread(self._views)
 
-    def _views(self, checkpoint: Checkpoint) -> list[str]:
+    def _views(self, checkpoint: Checkpoint) -> list[SnapshotInfo]:
         backend_views = set()
         with view(self._files.backend) as tx:
             snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
@@ -124,18 +186,19 @@ class OfflineSnapshots:
                 entry = snapshots.bucket(name) if snapshots and value is None else None
                 if entry is not None and _kind(entry) is Kind.VIEW:
                     backend_views.add(name)
-            keys = self._keys_of(checkpoint, backend_views)
+            entries = self._entries_of(checkpoint, backend_views)
             # Only those that are ours: nothing is changed in other namespaces, so their shape is not our concern.
-            for name in sorted_in_steps(list(keys)) if snapshots else ():
+            for name in sorted_in_steps(list(entries)) if snapshots else ():
                 checkpoint()
                 entry = snapshots.bucket(name) if snapshots else None
                 if entry is not None:
                     self._check_backend(entry, name)
-        return [codec.to_text(key) for key in sorted_in_steps(list(keys.values()))]
+        by_key = {codec.to_bytes(entry.key): entry for entry in entries.values()}
+        return [by_key[key].info(Kind.VIEW) for key in sorted_in_steps(list(by_key))]
 
-    def _keys_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> dict[bytes, bytes]:
-        """Metadata keys of those backend snapshots that belong to this namespace and snapshotter."""
-        found: dict[bytes, bytes] = {}
+    def _entries_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> dict[bytes, _Entry]:
+        """Metadata entries of those backend snapshots that belong to this namespace and snapshotter."""
+        found: dict[bytes, _Entry] = {}
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
             if not snapshots:
@@ -147,12 +210,12 @@ class OfflineSnapshots:
                 entry = snapshots.bucket(key) if key else None
                 if entry is not None and entry.get(_NAME) == name:
                     self._check_metadata(entry, key)
-                    found[name] = key
+                    found[name] = _Entry.read(codec.to_text(key), entry)
             if len(found) < len(backend_names):
                 self._search(checkpoint, snapshots, backend_names.difference(found), found)
         return found
 
-    def _search(self, checkpoint: Checkpoint, snapshots: Bucket, wanted: set[bytes], found: dict[bytes, bytes]) -> None:
+    def _search(self, checkpoint: Checkpoint, snapshots: Bucket, wanted: set[bytes], found: dict[bytes, _Entry]) -> None:
         """Look through all entries for backend names that did not tell their key: another namespace's, most often."""
         for key, value in snapshots.items():
             checkpoint()
@@ -160,13 +223,34 @@ class OfflineSnapshots:
             name = entry and entry.get(_NAME)
             if entry is not None and name and name in wanted:
                 self._check_metadata(entry, key)
-                found[name] = key
+                found[name] = _Entry.read(codec.to_text(key), entry)
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove the label from all snapshots in one transaction a database: a cancelled call has no effect."""
         return await in_thread(self._remove_label_many, names, label)
 
     def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[bool]:
+        return self._update_many(checkpoint, names, label, lambda _: "")
+
+    async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        """Set the label of all snapshots in one transaction a database: a cancelled call has no effect.
+
+        An empty value removes the label; of several values for one snapshot the last one counts.  Raises :class:`StoreError`
+        for a label that is longer than containerd allows.
+        """
+        return await in_thread(self._set_label_many, values, label)
+
+    def _set_label_many(self, checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
+        wanted = {}
+        for name, value in values:
+            checkpoint()
+            check_label(label, value)
+            wanted[name] = value
+        return self._update_many(checkpoint, [name for name, _ in values], label, wanted.__getitem__)
+
+    def _update_many(
+        self, checkpoint: Checkpoint, names: Sequence[str], label: str, value_of: Callable[[str], str]
+    ) -> list[bool]:
         if not names or self._files.backend is None:
             return [False for _ in names]
         found, now = set(), codec.now()
@@ -178,22 +262,24 @@ class OfflineSnapshots:
                 self._progress(1)
                 assert entries is not None
                 assert backend_entries is not None
-                if _remove_label(entries, backend_entries, codec.to_bytes(name), codec.to_bytes(label), now):
+                if _set_label(entries, backend_entries, codec.to_bytes(name), label, value_of(name), now):
                     found.add(name)
         return [name in found for name in names]
 
 
-def _remove_label(entries: Bucket, backend_entries: Bucket, key: bytes, label: bytes, now: bytes) -> bool:
+def _set_label(entries: Bucket, backend_entries: Bucket, key: bytes, label: str, value: str, now: bytes) -> bool:
     """Update one snapshot, in containerd's database and in the snapshotter's; ``False`` if it does not exist."""
     entry = entries.bucket(key)
     backend_key = entry and entry.get(_NAME)
     backend_entry = backend_entries.bucket(backend_key) if backend_key else None
     if entry is None or backend_entry is None or not backend_key:
         return False
-    remove_label(entry, label, now)
+    name, text = codec.to_bytes(label), codec.to_bytes(value)
+    set_label(entry, name, text, now)
     entries.spill_child(key)
-    # Only labels that are inherited ever reach the backend, so there is none to remove; but its Update runs.
-    remove_label(backend_entry, label, now)
+    # Only labels that are inherited reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
+    inherited = label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)
+    set_label(backend_entry, name, text if inherited else b"", now)
     backend_entries.spill_child(backend_key)
     return True
 

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +27,13 @@ from asyncmig.stores.containerd._pb.containerd.services.namespaces import v1 as 
 from asyncmig.stores.containerd._pb.containerd.services.snapshots import v1 as snapshots
 from asyncmig.stores.containerd._pb.containerd.services.version import v1 as version
 from asyncmig.stores.containerd._pb.google.protobuf import Empty
-from asyncmig.stores.memory import MemoryLease, MemorySnapshot, MemoryStores
+from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot, MemoryStores
 from asyncmig.stores.ports import Kind, Resource
 
 PAGE = 100
 """Objects in one message of a list, as in containerd."""
+PIECE = 1000
+"""Bytes of a blob in one message.  containerd's have a MiB."""
 
 
 class Drop(Exception):
@@ -58,8 +60,10 @@ class FakeContainerd:
     after: Hook = _no_hook
     elsewhere: dict[str, MemoryStores] = field(default_factory=dict)
     snapshotters: dict[str, str] = field(default_factory=lambda: {"native": "", "overlayfs": "", "zfs": "no zfs here"})
-    filters_snapshots: bool = True
-    """False for a containerd before 1.4: it lists all snapshots, whatever the filter."""
+    filters_lists: bool = True
+    """False for a containerd before 1.4: it lists all snapshots, whatever the filter.  Here for blobs, too."""
+    reads_by_file_size: bool = False
+    """True for a containerd 2.x of late: a blob is as long for Read as its file, not as its database says."""
     on_page: Hook = _no_hook
     """Awaited before each message of a list."""
     max_leases: int = 1_000_000
@@ -119,6 +123,8 @@ class FakeContainerd:
             "content.v1.Content/Info": (self._info, content.InfoRequest, content.InfoResponse),
             "content.v1.Content/Update": (self._update_content, content.UpdateRequest, content.UpdateResponse),
             "leases.v1.Leases/Create": (self._create, leases.CreateRequest, leases.CreateResponse),
+            "leases.v1.Leases/Delete": (self._delete, leases.DeleteRequest, Empty),
+            "leases.v1.Leases/DeleteResource": (self._delete_resource, leases.DeleteResourceRequest, Empty),
             "leases.v1.Leases/List": (self._list_leases, leases.ListRequest, leases.ListResponse),
             "leases.v1.Leases/AddResource": (self._add_resource, leases.AddResourceRequest, Empty),
             "leases.v1.Leases/ListResources": (
@@ -130,6 +136,7 @@ class FakeContainerd:
                 self._list_snapshots, snapshots.ListSnapshotsRequest, snapshots.ListSnapshotsResponse,
             ),
             "content.v1.Content/List": (self._list_content, content.ListContentRequest, content.ListContentResponse),
+            "content.v1.Content/Read": (self._read, content.ReadContentRequest, content.ReadContentResponse),
         }  # fmt: skip
         kinds = ((unary, Cardinality.UNARY_UNARY), (streams, Cardinality.UNARY_STREAM))
         return {
@@ -206,15 +213,14 @@ class FakeContainerd:
             raise GRPCError(Status.INVALID_ARGUMENT, f"snapshotter not loaded: {name}: invalid argument")
 
     def _list_snapshots(self, state: MemoryStores, request: snapshots.ListSnapshotsRequest) -> Any:
-        wanted = {"kind==view": Kind.VIEW}
-        kinds = [wanted[text] for text in request.filters if self.filters_snapshots] or list(Kind)
-        infos = [_snapshot(name, item) for name, item in sorted(state.snapshots.items()) if item.kind in kinds]
+        filters = request.filters if self.filters_lists else []
+        infos = [_snapshot(name, item) for name, item in sorted(state.snapshots.items()) if _passes(item, filters)]
         return [snapshots.ListSnapshotsResponse(info=infos[i : i + PAGE]) for i in range(0, len(infos), PAGE)]
 
     def _update_snapshot(self, state: MemoryStores, request: snapshots.UpdateSnapshotRequest) -> Any:
         assert request.info is not None
         assert request.update_mask is not None
-        _update(state.snapshots, request.info.name, request.update_mask.paths)
+        _update(state.snapshots, request.info.name, request.info.labels, request.update_mask.paths)
         return snapshots.UpdateSnapshotResponse()
 
     def _info(self, state: MemoryStores, request: content.InfoRequest) -> Any:
@@ -226,13 +232,29 @@ class FakeContainerd:
         return content.InfoResponse(info=content.Info(digest=request.digest, size=blob.size, labels=dict(blob.labels)))
 
     def _list_content(self, state: MemoryStores, request: content.ListContentRequest) -> Any:
-        infos = [content.Info(digest=name, size=b.size, labels=dict(b.labels)) for name, b in sorted(state.blobs.items())]
+        filters = request.filters if self.filters_lists else []
+        blobs = [(name, blob) for name, blob in sorted(state.blobs.items()) if _passes(blob, filters)]
+        infos = [content.Info(digest=name, size=blob.size, labels=dict(blob.labels)) for name, blob in blobs]
         return [content.ListContentResponse(info=infos[i : i + PAGE]) for i in range(0, len(infos), PAGE)]
+
+    def _read(self, state: MemoryStores, request: content.ReadContentRequest) -> Any:
+        """containerd ``services/content/contentserver``."""
+        if not request.digest.startswith("sha256:"):
+            raise GRPCError(Status.INVALID_ARGUMENT, f"{request.digest}: invalid checksum digest format")
+        blob = state.blobs.get(request.digest)
+        if blob is None or blob.data is None:
+            raise GRPCError(Status.NOT_FOUND, f"blob {request.digest}: not found")
+        length = len(blob.data) if self.reads_by_file_size else blob.size
+        if request.offset > length:
+            raise GRPCError(Status.OUT_OF_RANGE, f"read past object length {length} bytes")
+        end = min(request.offset + request.size, length) if request.size > 0 else length
+        data = blob.data[request.offset : end]
+        return [content.ReadContentResponse(offset=i, data=data[i : i + PIECE]) for i in range(0, len(data), PIECE)]
 
     def _update_content(self, state: MemoryStores, request: content.UpdateRequest) -> Any:
         assert request.info is not None
         assert request.update_mask is not None
-        _update(state.blobs, request.info.digest, request.update_mask.paths)
+        _update(state.blobs, request.info.digest, request.info.labels, request.update_mask.paths)
         return content.UpdateResponse()
 
     def _create(self, state: MemoryStores, request: leases.CreateRequest) -> Any:
@@ -252,6 +274,17 @@ class FakeContainerd:
         _lease(state, request.id).resources.add(Resource(request.resource.type, request.resource.id))
         return Empty()
 
+    def _delete(self, state: MemoryStores, request: leases.DeleteRequest) -> Any:
+        assert not request.sync, "would wait for the garbage collector"
+        _lease(state, request.id)
+        del state.leases[request.id]
+        return Empty()
+
+    def _delete_resource(self, state: MemoryStores, request: leases.DeleteResourceRequest) -> Any:
+        assert request.resource is not None
+        _lease(state, request.id).resources.discard(Resource(request.resource.type, request.resource.id))
+        return Empty()
+
     def _list_resources(self, state: MemoryStores, request: leases.ListResourcesRequest) -> Any:
         held = _lease(state, request.id).resources
         return leases.ListResourcesResponse(resources=[leases.Resource(id=item.id, type=item.type) for item in held])
@@ -261,11 +294,25 @@ def _snapshot(name: str, item: MemorySnapshot) -> snapshots.Info:
     return snapshots.Info(name=name, parent=item.parent, kind=snapshots.Kind(item.kind.value), labels=dict(item.labels))
 
 
-def _update(items: Any, name: str, paths: list[str]) -> None:
+def _update(items: Any, name: str, labels: Mapping[str, str], paths: list[str]) -> None:
     if name not in items:
         raise GRPCError(Status.NOT_FOUND, f"{name}: not found")
     for path in paths:
-        items[name].labels.pop(path.removeprefix("labels."), None)
+        label = path.removeprefix("labels.")
+        items[name].labels.pop(label, None)
+        if labels.get(label):
+            items[name].labels[label] = labels[label]
+
+
+def _passes(item: MemorySnapshot | MemoryBlob, filters: list[str]) -> bool:
+    """containerd's filters, as far as snapshots and blobs are asked for with them."""
+    for text in filters:
+        if text == "kind==view":
+            if isinstance(item, MemorySnapshot) and item.kind is Kind.VIEW:
+                return True
+        elif json.loads(text.removeprefix("labels.")) in item.labels:
+            return True
+    return not filters
 
 
 def _lease(state: MemoryStores, name: str) -> MemoryLease:
@@ -282,6 +329,12 @@ def _matches(name: str, filters: list[str]) -> bool:
         if text.startswith("id=="):
             if name == json.loads(text.removeprefix("id==")):
                 return True
-        elif re.search(json.loads(text.removeprefix("id~=")), name):
+        elif re.search(_python_regex(json.loads(text.removeprefix("id~="))), name):
             return True
     return False
+
+
+def _python_regex(pattern: str) -> str:
+    """A pattern in Go's syntax, as far as it is used, in Python's."""
+    pattern = re.sub(r"\\x\{([0-9A-F]+)\}", lambda match: f"\\U{int(match[1], 16):08x}", pattern)
+    return re.sub(r"(?<!\\)\$$", r"\\Z", pattern)  # Python's $ takes a newline at the end for the end

@@ -20,7 +20,9 @@ import pytest
 
 import asyncmig
 from asyncmig import Options
-from tests.caches import V1Cache, final_state, labels_of, migrate_with, sample_cache
+from asyncmig.migration.journal import JournalFile
+from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from tests.caches import V1Cache, final_state, labels_of, migrate_with, original_state, sample_cache
 from tests.states import tree_state
 from tests.stores.containerd.conftest import bridge_threads, sockets
 from tests.stores.containerd.fake import FakeContainerd
@@ -28,10 +30,17 @@ from tests.stores.containerd.fake import FakeContainerd
 pytestmark = pytest.mark.anyio
 
 BEFORE_THE_TAIL = [
-    "Version/Version", "Leases/ListResources", "Snapshots/Stat", "Snapshots/List", "Content/Info", "Leases/List",
+    "Version/Version", "Leases/ListResources", "Snapshots/Stat", "Snapshots/List", "Content/Info", "Content/Read",
+    "Content/List", "Leases/List",
 ]  # fmt: skip
 IN_THE_TAIL = ["Leases/Create", "Leases/AddResource", "Snapshots/Update", "Content/Update"]
 CALLS = BEFORE_THE_TAIL + IN_THE_TAIL
+WITH_BOTH = [(HARDENED, call) for call in CALLS] + [(UPSTREAM, call) for call in CALLS if call != "Content/Read"]
+"""One means of each kind is tried with both semantics; what tells the others from it has nothing to do with them."""
+
+
+def name_of(value: object) -> str:
+    return str(value.name if isinstance(value, Semantics) else value)
 
 
 class AtCall:
@@ -58,7 +67,7 @@ class AtCall:
         assert await anyio.to_thread.run_sync(self.begun.wait, 10), "the call was not made"
 
 
-async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path, semantics: Semantics = HARDENED) -> None:
     await check_nothing_left()
     if call in BEFORE_THE_TAIL:
         assert os.listdir(worker) == ["metadata.db"]
@@ -68,9 +77,12 @@ async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path:
     uninterrupted = sample_cache().in_memory()
     (tmp_path / "expected").mkdir()
     sample_cache().write_metadata(tmp_path / "expected" / "metadata.db")
-    await migrate_with(tmp_path / "expected", uninterrupted.stores())
+    await migrate_with(tmp_path / "expected", uninterrupted.stores(), semantics=semantics)
     assert final_state(fake.state, worker) == final_state(uninterrupted, tmp_path / "expected")
-    assert sorted(os.listdir(worker)) == ["metadata.db", "metadata_v2.db"]
+    assert sorted(os.listdir(worker)) == ["metadata.db", "metadata_v2.db", "metadata_v2.db.journal"]
+    journal = JournalFile(str(worker / "metadata_v2.db")).read()
+    assert journal is not None
+    assert journal.is_complete
 
 
 async def check_nothing_left() -> None:
@@ -86,15 +98,15 @@ EVENT_LOOPS = 6
 """Each event loop has a pair of sockets to be woken up by: the test's, the server's, and one of the test runner's."""
 
 
-def migrate(fake: FakeContainerd, worker: Path) -> Awaitable[object]:
-    return asyncmig.migrate(worker, Options(address=str(fake.address), concurrency=2))
+def migrate(fake: FakeContainerd, worker: Path, semantics: Semantics = HARDENED) -> Awaitable[object]:
+    return asyncmig.migrate(worker, Options(address=str(fake.address), concurrency=2, semantics=semantics.name))
 
 
 # -- means of both backends, and of trio alone
 
 
-@pytest.mark.parametrize("call", CALLS)
-async def test_a_cancelled_scope(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("semantics", "call"), WITH_BOTH, ids=name_of)
+async def test_a_cancelled_scope(semantics: Semantics, call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
     at = AtCall(fake, call)
     with anyio.fail_after(10), anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
@@ -104,10 +116,10 @@ async def test_a_cancelled_scope(call: str, fake: FakeContainerd, worker: Path, 
                 scope.cancel()
 
             group.start_soon(cancel)
-            await migrate(fake, worker)
+            await migrate(fake, worker, semantics)
             await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
-    await check_outcome(call, fake, worker, tmp_path)
+    await check_outcome(call, fake, worker, tmp_path, semantics)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -192,6 +204,59 @@ async def test_a_failing_sibling_in_an_asyncio_task_group(
     await check_outcome(call, fake, worker, tmp_path)
 
 
+# -- a rollback
+
+
+ROLLBACK_READS = ["Version/Version", "Leases/ListResources"]
+ROLLBACK_CHANGES = ["Snapshots/Update", "Content/Update", "Leases/Delete"]
+
+
+@pytest.mark.parametrize("call", ROLLBACK_READS + ROLLBACK_CHANGES)
+async def test_a_cancelled_rollback(call: str, fake: FakeContainerd, worker: Path) -> None:
+    original = original_state(fake.state, worker)
+    await migrate(fake, worker)
+    migrated, files = final_state(fake.state, worker), tree_state(worker)
+    fake.calls.clear()
+    at = AtCall(fake, call)
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+
+            async def cancel() -> None:
+                await at.wait()
+                scope.cancel()
+
+            group.start_soon(cancel)
+            await asyncmig.rollback(worker, Options(address=str(fake.address), concurrency=2))
+            await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    await check_nothing_left()
+    if call in ROLLBACK_READS:
+        assert final_state(fake.state, worker) == migrated
+        assert tree_state(worker) == files, "the journal does not say that a rollback has begun"
+    else:
+        assert original_state(fake.state, worker) == original
+
+
+async def test_a_rollback_that_is_cancelled_as_it_begins(
+    fake: FakeContainerd, worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has noted that it begins: from then on no migration completes what an earlier one has left."""
+    original = original_state(fake.state, worker)
+    await migrate(fake, worker)
+    note = JournalFile.note_rollback
+
+    def note_and_cancel(file: JournalFile) -> None:
+        note(file)
+        anyio.from_thread.run_sync(scope.cancel)
+
+    monkeypatch.setattr(JournalFile, "note_rollback", note_and_cancel)
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+        await asyncmig.rollback(worker, Options(address=str(fake.address)))
+        await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert original_state(fake.state, worker) == original
+
+
 # -- Ctrl-C
 
 PROGRAM = """
@@ -255,12 +320,22 @@ def test_a_signal_that_is_ignored_stays_so(fake: FakeContainerd, worker: Path, a
     assert (process.returncode, output[:9]) == (0, "migrated ")
 
 
-def test_the_calls_before_the_tail_change_nothing(fake: FakeContainerd, worker: Path, cache: V1Cache) -> None:
+def test_the_calls_before_the_tail_change_nothing(
+    semantics: Semantics, fake: FakeContainerd, worker: Path, cache: V1Cache
+) -> None:
     """The lists above are of all calls that a migration of this cache makes."""
     before = tree_state(worker)
-    anyio.run(asyncmig.migrate, worker, Options(address=str(fake.address), dry_run=True))
+    options = Options(address=str(fake.address), semantics=semantics.name)
+    anyio.run(asyncmig.plan, worker, options)
     assert tree_state(worker) == before
+    assert labels_of(fake.state) == labels_of(cache.in_memory())
+    assert not fake.state.leases
     reading = set(fake.calls) - {"Introspection/Plugins"}
-    assert reading - {"Leases/AddResource"} == set(BEFORE_THE_TAIL)
-    anyio.run(asyncmig.migrate, worker, Options(address=str(fake.address)))
+    calls = {call for used, call in WITH_BOTH if used is semantics}
+    assert reading - {"Leases/AddResource"} == calls.intersection(BEFORE_THE_TAIL)
+    anyio.run(asyncmig.migrate, worker, options)
     assert set(fake.calls) - reading - {"Introspection/Plugins"} == set(IN_THE_TAIL) - {"Leases/AddResource"}
+    fake.calls.clear()
+    anyio.run(asyncmig.rollback, worker, options)
+    checks = {"Introspection/Plugins", "Leases/AddResource"}
+    assert set(fake.calls) - checks == {*ROLLBACK_READS, *ROLLBACK_CHANGES}

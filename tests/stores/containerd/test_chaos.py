@@ -16,22 +16,33 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 import asyncmig
-from asyncmig import Options
-from tests.caches import V1Cache, final_state, migrate_with, sample_cache
+from asyncmig import AsyncmigError, Options
+from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from asyncmig.stores.memory import MemoryStores
+from tests.caches import V1Cache, final_state, marked_cache, migrate_with, original_state
 from tests.stores.containerd.fake import Drop, FakeContainerd
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def expected(tmp_path: Path) -> object:
+def cache() -> V1Cache:
+    return marked_cache()
+
+
+@pytest.fixture
+def expected(semantics: Semantics, tmp_path: Path) -> object:
     """The final state of an uninterrupted migration."""
-    directory = tmp_path / "uninterrupted"
-    directory.mkdir()
-    sample_cache().write_metadata(directory / "metadata.db")
-    state = sample_cache().in_memory()
-    anyio.run(migrate_with, directory, state.stores())
-    return final_state(state, directory)
+    worker = write(tmp_path / "uninterrupted")
+    state = marked_cache().in_memory()
+    anyio.run(lambda: migrate_with(worker, state.stores(), semantics=semantics))
+    return final_state(state, worker)
+
+
+def write(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    marked_cache().write_metadata(directory / "metadata.db")
+    return directory
 
 
 class Chaos:
@@ -48,20 +59,43 @@ class Chaos:
         raise self._random.choice([Drop(), Drop(), GRPCError(Status.UNAVAILABLE, "going down")])
 
 
-@pytest.mark.parametrize("seed", range(15))
-async def test_random_trouble_before_and_after_calls(seed: int, fake: FakeContainerd, worker: Path, expected: object) -> None:
+SEEDS = [(HARDENED, seed) for seed in range(15)] + [(UPSTREAM, seed) for seed in range(5)]
+
+
+@pytest.mark.parametrize(("semantics", "seed"), SEEDS, ids=lambda value: getattr(value, "name", str(value)))
+async def test_random_trouble_before_and_after_calls(
+    semantics: Semantics, seed: int, fake: FakeContainerd, worker: Path, expected: object
+) -> None:
     chaos = Chaos(seed)
     fake.before = fake.after = chaos
-    report = await asyncmig.migrate(worker, Options(address=str(fake.address), concurrency=1 + seed % 8))
+    options = Options(address=str(fake.address), concurrency=1 + seed % 8, semantics=semantics.name)
+    report = await asyncmig.migrate(worker, options)
     assert chaos.trouble > 0
     assert final_state(fake.state, worker) == expected
-    assert (report.counts.leases_created, report.counts.leases_existing) == (8, 0)
+    created = 5 if semantics is HARDENED else 7
+    assert (report.counts.leases_created, report.counts.leases_existing) == (created, 1)
 
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_random_trouble_in_a_rollback(seed: int, semantics: Semantics, fake: FakeContainerd, worker: Path) -> None:
+    before = original_state(fake.state, worker)
+    options = Options(address=str(fake.address), concurrency=1 + seed % 8, semantics=semantics.name)
+    await asyncmig.migrate(worker, options)
+    assert original_state(fake.state, worker) != before
+    chaos = Chaos(seed)
+    fake.before = fake.after = chaos
+    await asyncmig.rollback(worker, options)
+    assert chaos.trouble > 0
+    assert original_state(fake.state, worker) == before
+
+
+# -- a process that vanishes
 
 PROGRAM = """
 import anyio, asyncmig, sys
-worker, address, backend = sys.argv[1:]
-anyio.run(asyncmig.migrate, worker, asyncmig.Options(address=address, concurrency=1), backend=backend)
+verb, worker, address, semantics, backend = sys.argv[1:]
+options = asyncmig.Options(address=address, semantics=semantics, concurrency=1)
+anyio.run(getattr(asyncmig, verb), worker, options, backend=backend)
 """
 
 
@@ -72,6 +106,7 @@ class KillAt:
         self._fake = fake
         self._point = point
         self.pid = 0
+        fake.calls.clear()
         fake.before = lambda name, request: self._at(False)
         fake.after = lambda name, request: self._at(True)
 
@@ -82,33 +117,63 @@ class KillAt:
             raise Drop
 
 
-@pytest.mark.parametrize("start", range(3))
-def test_a_rerun_after_a_kill_at_any_call(start: int, tmp_path: Path, expected: object, anyio_backend: str) -> None:
+def state_after_a_kill(
+    killed: str, then: str, point: int, directory: Path, semantics: Semantics, backend: str
+) -> tuple[MemoryStores, Path] | None:
+    """Kill a run at ``point`` and let another follow; what that has left, ``None`` if there is no such point."""
+    worker = write(directory / "containerd-overlayfs")
+    address = Path(f"/tmp/asyncmig-{os.getpid()}.sock")
+
+    def run(verb: str) -> None:
+        anyio.run(getattr(asyncmig, verb), worker, Options(address=str(address), semantics=semantics.name), backend=backend)
+
+    with FakeContainerd(address, marked_cache().in_memory()) as fake:
+        if killed == "rollback":
+            run("migrate")
+        at = KillAt(fake, point)
+        command = [sys.executable, "-c", PROGRAM, killed, str(worker), str(address), semantics.name, backend]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            at.pid = process.pid
+            code = process.wait(30)
+        at.pid = 0
+        assert code in (0, -signal.SIGKILL)
+        if fake.calls.total() <= point // 2:
+            return None
+        if then == "migrate" or (worker / "metadata_v2.db.journal").exists():
+            run(then)
+        else:  # killed before it has changed anything, or after everything
+            with pytest.raises(AsyncmigError, match=r"there is no metadata_v2\.db\.journal"):
+                run(then)
+    return fake.state, worker
+
+
+THIRDS = [(HARDENED, start) for start in range(3)] + [(UPSTREAM, 0)]
+
+
+@pytest.mark.parametrize(("semantics", "start"), THIRDS, ids=lambda value: getattr(value, "name", str(value)))
+def test_a_rerun_after_a_kill_at_any_call(
+    semantics: Semantics, start: int, tmp_path: Path, expected: object, anyio_backend: str
+) -> None:
     """A third of all points each."""
     tried = 0
     for point in range(start, 1000, 3):
-        killed, calls = kill_and_run_again(point, tmp_path / f"{point}", expected, anyio_backend)
-        tried += killed  # a call that fails has no effect to be killed after
-        if calls <= point // 2:
+        left = state_after_a_kill("migrate", "migrate", point, tmp_path / f"{point}", semantics, anyio_backend)
+        if left is None:
             break
+        assert final_state(*left) == expected, f"point {point}"
+        tried += 1
     assert tried >= 25, "points tried"
 
 
-def kill_and_run_again(point: int, directory: Path, expected: object, backend: str) -> tuple[bool, int]:
-    """Kill a migration at ``point`` and complete it; whether it was killed, and how many calls it had made."""
-    cache: V1Cache = sample_cache()
-    directory.mkdir()
-    worker = directory / "containerd-overlayfs"
-    worker.mkdir()
-    cache.write_metadata(worker / "metadata.db")
-    address = Path(f"/tmp/asyncmig-{os.getpid()}.sock")
-    with FakeContainerd(address, cache.in_memory()) as fake:
-        kill = KillAt(fake, point)
-        command = [sys.executable, "-c", PROGRAM, str(worker), str(address), backend]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-            kill.pid = process.pid
-            code = process.wait(30)
-        kill.pid, calls = 0, fake.calls.total()
-        anyio.run(asyncmig.migrate, worker, Options(address=str(address)), backend=backend)
-        assert final_state(fake.state, worker) == expected, f"point {point}"
-    return code == -signal.SIGKILL, calls
+@pytest.mark.parametrize(("killed", "step", "at_least"), [("migrate", 5, 15), ("rollback", 2, 20)])
+def test_a_rollback_after_a_kill_at_any_call(killed: str, step: int, at_least: int, tmp_path: Path, anyio_backend: str) -> None:
+    """A part of all points; the offline suite has them all."""
+    expected = original_state(marked_cache().in_memory(), write(tmp_path / "original"))
+    tried = 0
+    for point in range(anyio_backend == "trio", 1000, step):
+        left = state_after_a_kill(killed, "rollback", point, tmp_path / f"{point}", HARDENED, anyio_backend)
+        if left is None:
+            break
+        assert original_state(*left) == expected, f"point {point}"
+        tried += 1
+    assert tried >= at_least, "points tried"

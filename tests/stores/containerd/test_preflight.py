@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 import asyncmig
 from asyncmig import ContainerdError, ContainerdUnavailableError, LayoutError, Options, Outcome
 from asyncmig.layouts import find_layout
+from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.containerd.address import socket_path
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import V1Cache
@@ -228,16 +229,18 @@ async def test_a_snapshotter_that_does_not_work(worker: Path, fake: FakeContaine
         await asyncmig.migrate(worker, Options(address=str(fake.address), snapshotter="zfs"))
 
 
+@pytest.mark.parametrize(("semantics", "looked_up"), [("hardened", 8), ("upstream", 6)])
 async def test_a_wrong_namespace_is_told_the_right_one(
-    worker: Path, fake: FakeContainerd, cache: V1Cache, unchanged: None
+    semantics: str, looked_up: int, worker: Path, fake: FakeContainerd, cache: V1Cache, unchanged: None
 ) -> None:
     fake.elsewhere["moby"] = cache.in_memory()
     fake.elsewhere["empty"] = MemoryStores()
     fake.state.snapshots.clear()
     with pytest.raises(
-        LayoutError, match=r"none of 6 records .* namespace buildkit.*: --namespace moby --snapshotter overlayfs \(6"
+        LayoutError,
+        match=rf"none of {looked_up} records .* namespace buildkit.*: --namespace moby --snapshotter overlayfs \(6",
     ):
-        await asyncmig.migrate(worker, Options(address=str(fake.address)))
+        await asyncmig.migrate(worker, Options(address=str(fake.address), semantics=semantics))
 
 
 async def test_a_wrong_snapshotter_is_told_the_right_one(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
@@ -246,15 +249,17 @@ async def test_a_wrong_snapshotter_is_told_the_right_one(worker: Path, fake: Fak
 
 
 async def test_snapshots_that_are_nowhere_are_an_error_of_their_record(
-    worker: Path, fake: FakeContainerd, unchanged: None
+    semantics: Semantics, worker: Path, fake: FakeContainerd, unchanged: None
 ) -> None:
+    """Also where broken records would be dropped: that all of them are gone nobody believes."""
     fake.state.snapshots.clear()
     with pytest.raises(asyncmig.RecordError, match="record a: its snapshot does not exist in snapshotter overlayfs"):
-        await asyncmig.migrate(worker, Options(address=str(fake.address)))
+        await asyncmig.migrate(worker, Options(address=str(fake.address), semantics=semantics.name))
 
 
-async def test_a_dry_run_reads_only(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
-    report = await asyncmig.migrate(worker, Options(address=str(fake.address), dry_run=True))
+async def test_a_dry_run_reads_only(semantics: Semantics, worker: Path, fake: FakeContainerd, unchanged: None) -> None:
+    options = Options(address=str(fake.address), semantics=semantics.name, dry_run=True)
+    report = await asyncmig.migrate(worker, options)
     assert report.outcome is Outcome.WOULD_MIGRATE
     assert (report.counts.records, report.counts.blobs) == (8, 3)
     assert (report.layout, report.address, report.server) == ("containerd", str(fake.address), "1.6.20-fake")

@@ -98,7 +98,7 @@ async def test_a_list_that_is_cut_short_begins_anew(
     expected = many_views(fake)
     AtPage(fake, page, trouble)
     async with stores_of(fake) as stores:
-        views = await stores.snapshots.views()
+        views = [view.name for view in await stores.snapshots.views()]
     assert len(views) == len(expected)
     assert set(views) == expected
     assert fake.calls["Snapshots/List"] == 2
@@ -127,7 +127,7 @@ async def test_a_list_that_gets_on_is_not_given_up(fake: FakeContainerd) -> None
     pages: Counter[int] = Counter()
     fake.on_page = further_each_time
     async with stores_of(fake, patience=0.3) as stores:
-        assert set(await stores.snapshots.views()) == expected
+        assert {view.name for view in await stores.snapshots.views()} == expected
     assert fake.calls["Snapshots/List"] == 8
 
 

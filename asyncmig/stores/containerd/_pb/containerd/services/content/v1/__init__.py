@@ -10,6 +10,8 @@ __all__ = (
     "InfoResponse",
     "ListContentRequest",
     "ListContentResponse",
+    "ReadContentRequest",
+    "ReadContentResponse",
     "UpdateRequest",
     "UpdateResponse",
 )
@@ -88,12 +90,40 @@ default_message_pool.register_message("containerd.services.content.v1", "ListCon
 
 
 @dataclass(eq=False, repr=False)
+class ReadContentRequest(betterproto2.Message):
+    digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    offset: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+
+    size: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    0: all that follows.
+    """
+
+
+default_message_pool.register_message("containerd.services.content.v1", "ReadContentRequest", ReadContentRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ReadContentResponse(betterproto2.Message):
+    offset: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Of this data within what was asked for, not within the blob.
+    """
+
+    data: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message("containerd.services.content.v1", "ReadContentResponse", ReadContentResponse)
+
+
+@dataclass(eq=False, repr=False)
 class UpdateRequest(betterproto2.Message):
     info: "Info | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    A path "labels.<name>" without such a label in info removes the label.
+    A path "labels.<name>" sets this label, or removes it if info does not have it.
     """
 
 
@@ -164,6 +194,29 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
             "/containerd.services.content.v1.Content/List",
             message,
             ListContentResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def read(
+        self,
+        message: "ReadContentRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[ReadContentResponse]":
+        """
+        NOT_FOUND for a blob without metadata or without a file, OUT_OF_RANGE for an offset beyond its size: the size in the metadata,
+        from some 2.x on the file's. Past the end there is no data, and no error. A file may also end before the size in the metadata.
+        """
+
+        async for response in self._unary_stream(
+            "/containerd.services.content.v1.Content/Read",
+            message,
+            ReadContentResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,

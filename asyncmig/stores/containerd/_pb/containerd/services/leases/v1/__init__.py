@@ -8,6 +8,7 @@ __all__ = (
     "CreateRequest",
     "CreateResponse",
     "DeleteRequest",
+    "DeleteResourceRequest",
     "Lease",
     "LeasesStub",
     "ListRequest",
@@ -77,6 +78,16 @@ class DeleteRequest(betterproto2.Message):
 
 
 default_message_pool.register_message("containerd.services.leases.v1", "DeleteRequest", DeleteRequest)
+
+
+@dataclass(eq=False, repr=False)
+class DeleteResourceRequest(betterproto2.Message):
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    resource: "Resource | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+
+
+default_message_pool.register_message("containerd.services.leases.v1", "DeleteResourceRequest", DeleteResourceRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -178,7 +189,7 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
         """
-        Without sync the garbage collector runs later.
+        NOT_FOUND for a lease that does not exist. Without sync the garbage collector runs later.
         """
 
         return await self._unary_unary(
@@ -225,6 +236,27 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/AddResource",
+            message,
+            ____google__protobuf__.Empty,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def delete_resource(
+        self,
+        message: "DeleteResourceRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "____google__protobuf__.Empty":
+        """
+        NOT_FOUND for a lease that does not exist, not for a resource that it does not hold.
+        """
+
+        return await self._unary_unary(
+            "/containerd.services.leases.v1.Leases/DeleteResource",
             message,
             ____google__protobuf__.Empty,
             timeout=timeout,

@@ -109,7 +109,7 @@ class UpdateSnapshotRequest(betterproto2.Message):
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    A path "labels.<name>" without such a label in info removes the label.
+    A path "labels.<name>" sets this label, or removes it if info does not have it.
     """
 
 
