@@ -7,9 +7,10 @@ a second ``open`` in the same process conflicts with the first.
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 
-from asyncmig.errors import DatabaseError, DatabaseLockedError
+from asyncmig.errors import DatabaseError, DatabaseLockedError, printable
 
 RETRY_SECONDS = 0.05
 """bbolt's own ``flockRetryTimeout``."""
@@ -29,7 +30,25 @@ def lock(fd: int, path: str, *, exclusive: bool, timeout: float = 0.0) -> None:
             return
         except BlockingIOError:
             if time.monotonic() + RETRY_SECONDS > deadline:
-                raise DatabaseLockedError(path) from None
+                raise DatabaseLockedError(path, lock_holder(fd)) from None
         except OSError as error:
             raise DatabaseError(path, f"cannot lock: {error.strerror}") from error
         time.sleep(RETRY_SECONDS)
+
+
+def lock_holder(fd: int) -> str:
+    """Who holds a ``flock`` on the file: name and pid of the process, "" if that can't be found out.
+
+    A process in another pid namespace has no number here, and some file systems have other device numbers in ``/proc/locks``.
+    """
+    status = os.fstat(fd)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            # 3: FLOCK  ADVISORY  WRITE 2345 08:01:1234 0 EOF; who waits for one has "->" behind the number.
+            fields = [line.split() for line in locks]
+        pid = next(entry[4] for entry in fields if entry[1] == "FLOCK" and entry[5] == file and int(entry[4]) > 0)
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return f"{printable(comm.read().strip())} (pid {pid})"
+    except (OSError, ValueError, IndexError, StopIteration):
+        return ""

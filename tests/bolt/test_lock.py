@@ -60,7 +60,7 @@ def test_a_file_that_somebody_else_has_locked(path: Path, holder: object, held: 
     assert callable(holder)
     with holder(path, held):
         if refused:
-            with pytest.raises(DatabaseLockedError, match="db: locked by another process; stop the daemon that uses it"):
+            with pytest.raises(DatabaseLockedError, match=r"db: locked by \w+ \(pid \d+\); stop the daemon that uses it"):
                 Db.open(path, writable=writable)
         else:
             Db.open(path, writable=writable).close()
