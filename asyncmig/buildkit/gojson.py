@@ -85,6 +85,18 @@ def decode_string(raw: bytes) -> str:
     return to_valid(value) if type(value) is str else ""
 
 
+def decode_bool(raw: bytes) -> bool:
+    """Whether a value is ``true``.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
+    return raw == TRUE or decode(raw).value is True
+
+
+def decode_index(raw: bytes) -> str:
+    """The index of a value, "" if it has none.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
+    if b'"index":' not in raw and (_USUAL.fullmatch(raw) or not raw):
+        return ""
+    return decode(raw).index
+
+
 def decode_string_pair(raw: bytes, first: str, second: str) -> tuple[str, str]:
     """Two string fields of the object in a value, each "" if it is missing or null.
 
@@ -180,6 +192,11 @@ def encode_string(text: str, index: str = "") -> bytes:
     if index:
         return f'{{"value":{quote(text)},"index":{quote(index)}}}'.encode()
     return f'{{"value":{quote(text)}}}'.encode()
+
+
+def encode_int(number: int) -> bytes:
+    """A value that holds an integer."""
+    return b'{"value":%d}' % number
 
 
 TRUE = b'{"value":true}'

@@ -7,10 +7,14 @@ MAIN = b"_main"
 """One bucket a record."""
 INDEX = b"_index"
 """Keys ``<index>::<record id>`` with empty values."""
+EXTERNAL = b"_external"
+"""One bucket a record, of raw bytes."""
 
 # v1
 EQUAL_MUTABLE = b"cache.equalMutable"
 BLOB_MAPPING = b"blobmapping.blob"
+DELETED = b"cache.deleted"
+DESCRIPTION = b"cache.description"
 
 # v2
 COMMITTED = b"snapshot.committed"
@@ -19,13 +23,25 @@ SNAPSHOT = b"cache.snapshot"
 DIFF_ID = b"cache.diffID"
 BLOB = b"cache.blob"
 MEDIA_TYPE = b"cache.mediatype"
+BLOB_SIZE = b"cache.blobsize"
+"""Since v0.8."""
 CHAIN_ID = b"cache.chainID"
 BLOB_CHAIN_ID = b"cache.blobChainID"
 
-WRITTEN = frozenset({COMMITTED, PARENT, SNAPSHOT, DIFF_ID, BLOB, MEDIA_TYPE, CHAIN_ID, BLOB_CHAIN_ID})
-"""All keys that a migration may write."""
+LAYER = (BLOB, DIFF_ID, MEDIA_TYPE, BLOB_SIZE)
+"""What describes the blob of a layer."""
+CHAIN = (CHAIN_ID, BLOB_CHAIN_ID)
+
+WRITTEN = frozenset({COMMITTED, PARENT, SNAPSHOT, *LAYER, *CHAIN})
+"""All keys that every migration may write; a repair may write others, too."""
+
+READ = frozenset({EQUAL_MUTABLE, BLOB_MAPPING, DELETED})
+"""The keys of v1 that a migration looks at."""
 
 CHAIN_INDEX = "chainid:"
 BLOB_CHAIN_INDEX = "blobchainid:"
 
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+"""Every BuildKit that knows zstd knows this form; the Docker form came years later."""

@@ -7,21 +7,27 @@ raw bytes, which no migration touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from asyncmig.bolt import BucketBuilder, BucketValue, Checkpoint, Db, PageFile, Walker, build_file, rebuild, verify_pages
+from asyncmig.bolt.build import Fill
 from asyncmig.bolt.format import MAX_KEY_SIZE, Malformed, decode_inline
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit import gojson, keys
 from asyncmig.buildkit.gojson import GoJSONError
-from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX, INDEX, MAIN
+from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX, EXTERNAL, INDEX, MAIN
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError, StrPath
 from asyncmig.sorting import merge_sorted, sorted_in_steps
 
 Progress = Callable[[int], None]
 """Called with the number of records dealt with since the last call."""
+
+
+OnMalformed = Callable[[Record, bytes, str], None]
+"""Called with a record, the key of a value that is not what its key requires, and why."""
 
 
 def no_progress(count: int) -> None:
@@ -38,7 +44,7 @@ class MetadataDb:
         self._db = db
         self.path = db.path
         self._top = _top_level(db.pages) if db.pages else {}
-        self._nested: list[int] = []  # root pages of buckets within records, which no BuildKit makes
+        self._nested: dict[str, list[int]] = {}  # root pages of buckets within records, which no BuildKit makes
 
     @classmethod
     def open(cls, path: StrPath, *, exclusive: bool = False) -> MetadataDb:
@@ -65,12 +71,14 @@ class MetadataDb:
 
     def check(self, checkpoint: Checkpoint = no_checkpoint) -> None:
         """Raise for everything that :meth:`write` would fail on: damage anywhere in the file, a bucket within the index."""
-        if self._db.pages is None:
-            return
-        verify_pages(self._db.pages, checkpoint)
-        if INDEX in self._top:
-            for key, value in self._entries(Walker(self._pages, checkpoint), INDEX, self._top[INDEX]):
-                self._check_plain(key, value)
+        self.check_pages(checkpoint)
+        for key, value in self._top_entries(INDEX, checkpoint):
+            self._check_plain(key, value)
+
+    def check_pages(self, checkpoint: Checkpoint = no_checkpoint) -> None:
+        """Raise :class:`CorruptDatabaseError` for damage anywhere in the file."""
+        if self._db.pages is not None:
+            verify_pages(self._db.pages, checkpoint)
 
     def note(self) -> str:
         """What is odd about the file and does no harm, one sentence; "" if nothing is."""
@@ -83,13 +91,22 @@ class MetadataDb:
 
     # -- reading
 
-    def read(self, *, checkpoint: Checkpoint = no_checkpoint, progress: Progress = no_progress) -> list[Record]:
-        """All records, in the order of their ids.  Each of their values is validated."""
+    def read(
+        self,
+        *,
+        checkpoint: Checkpoint = no_checkpoint,
+        progress: Progress = no_progress,
+        on_malformed: OnMalformed | None = None,
+    ) -> list[Record]:
+        """All records, in the order of their ids.  Each of their values is validated.
+
+        Raises :class:`RecordError` for a value that is malformed, or calls ``on_malformed`` and goes on as if it were cleared.
+        """
         self._nested.clear()
         records = []
         for key, _, content in self._main(checkpoint):
             if content is not None:
-                records.append(self._read_record(key, *content))
+                records.append(self._read_record(key, *content, on_malformed))
                 progress(1)
         return records
 
@@ -104,6 +121,11 @@ class MetadataDb:
                 yield key, value, ([k for k, _ in entries], [v for _, v in entries])
             else:
                 yield key, value, None
+
+    def _top_entries(self, name: bytes, checkpoint: Checkpoint) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of a top-level bucket, none if there is no such bucket."""
+        if name in self._top:
+            yield from self._entries(Walker(self._pages, checkpoint), name, self._top[name])
 
     def _entries(self, walker: Walker, name: bytes, bucket: BucketValue) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of a bucket, wherever it is stored."""
@@ -122,8 +144,8 @@ class MetadataDb:
         assert self._db.pages is not None
         return self._db.pages
 
-    def _read_record(self, key: bytes, names: list[bytes], values: list[bytes]) -> Record:
-        record = Record(key.decode("utf-8", "surrogateescape"))
+    def _read_record(self, key: bytes, names: list[bytes], values: list[bytes], on_malformed: OnMalformed | None) -> Record:
+        record = Record(to_text(key))
         for name, value in zip(names, values, strict=True):
             if type(value) is BucketValue:
                 self._note_nested(record, name, value)
@@ -131,14 +153,17 @@ class MetadataDb:
                 try:
                     _read_value(record, name, value)
                 except GoJSONError as error:
-                    raise RecordError(self.path, record.id, f"key {name.decode(errors='replace')!r}: {error}") from None
+                    if on_malformed is None:
+                        cause = f"key {name.decode(errors='replace')!r}: {error}"
+                        raise RecordError(self.path, record.id, cause) from None
+                    on_malformed(record, name, str(error))
         return record
 
     def _note_nested(self, record: Record, name: bytes, bucket: BucketValue) -> None:
-        if name in keys.WRITTEN:
+        if name in keys.WRITTEN or name in keys.READ:
             raise RecordError(self.path, record.id, f"key {name.decode()!r} is a bucket where a value is expected")
         if bucket.root:
-            self._nested.append(bucket.root)
+            self._nested.setdefault(record.id, []).append(bucket.root)
 
     # -- writing
 
@@ -146,56 +171,90 @@ class MetadataDb:
         self,
         fd: int,
         path: str,
-        records: Sequence[Record],
+        revision: Revision,
         *,
         checkpoint: Checkpoint = no_checkpoint,
         progress: Progress = no_progress,
     ) -> None:
-        """Write a copy with the changes noted in ``records`` into the empty file ``fd``, and sync it.
-
-        ``records`` must be what :meth:`read` returned.  Nothing but the keys of :data:`keys.WRITTEN` and their index entries
-        differs from this file.
-        """
+        """Write a copy with the changes of ``revision`` into the empty file ``fd``, and sync it."""
         if self._db.pages is None:
             build_file(fd, path, {})
             return
-        fills: dict[bytes, Callable[[BucketBuilder], None]] = {}
+        fills: dict[bytes, Fill] = {}
+        index = _NewIndex(revision)
         if MAIN in self._top:
-            fills[MAIN] = lambda builder: self._fill_main(builder, records, checkpoint, progress)
-        new_index = [key for record in records for key in self.index_keys(record)]
-        if new_index:
-            fills[INDEX] = lambda builder: self._fill_index(builder, new_index, checkpoint)
-        rebuild(self._pages, fd, path, fills, keep=self._nested, checkpoint=checkpoint)
+            fills[MAIN] = lambda builder: self._fill_main(builder, revision, index, checkpoint, progress)
+        if revision.tidy or any(record.changes & Changes.CHAIN for record in revision.records):
+            # Filled after _main, which tells the new entries.
+            fills[INDEX] = lambda builder: self._fill_index(builder, index, checkpoint)
+        keep = [root for name, roots in self._nested.items() if revision.keeps(name) for root in roots]
+        if any(not revision.keeps(to_text(key)) for key, _ in self._top_entries(EXTERNAL, checkpoint)):
+            fills[EXTERNAL] = lambda builder: self._fill_external(builder, revision, checkpoint)
+            keep += [
+                value.root
+                for key, value in self._top_entries(EXTERNAL, checkpoint)
+                if isinstance(value, BucketValue) and value.root and revision.keeps(to_text(key))
+            ]
+        rebuild(self._pages, fd, path, fills, keep=keep, checkpoint=checkpoint)
 
-    def _fill_main(self, builder: BucketBuilder, records: Sequence[Record], checkpoint: Checkpoint, progress: Progress) -> None:
-        in_order = iter(records)
-        for key, value, content in self._main(checkpoint):
-            if content is None:
-                builder.put(key, value)
+    def _fill_main(
+        self, builder: BucketBuilder, revision: Revision, index: _NewIndex, checkpoint: Checkpoint, progress: Progress
+    ) -> None:
+        for entry in self._revised(revision, index, checkpoint):
+            if entry.new is None:
                 continue
-            assert isinstance(value, BucketValue)
-            merged = dict(zip(*content, strict=True))
-            merged.update(new_values(next(in_order)))
-            names = sorted(merged)
-            builder.put(key, builder.leaf_bucket(names, [merged[name] for name in names], value.sequence))
+            if entry.is_plain:
+                builder.put(entry.key, entry.stored)
+                continue
+            names = sorted(entry.new)
+            sequence = entry.stored.sequence if isinstance(entry.stored, BucketValue) else 0
+            builder.put(entry.key, builder.leaf_bucket(names, [entry.new[name] for name in names], sequence))
             progress(1)
 
-    def _fill_index(self, builder: BucketBuilder, new_index: list[bytes], checkpoint: Checkpoint) -> None:
+    def _revised(self, revision: Revision, index: _NewIndex, checkpoint: Checkpoint) -> Iterator[_Entry]:
+        """All entries of ``_main`` in order, the new ones among them, and what becomes of them; fills ``index``."""
+        records = iter(revision.records)
+        record = next(records, None)
+        for key, value, content in self._main(checkpoint):
+            if content is None:
+                yield _Entry(key, value, None, {}, is_plain=True)
+                continue
+            while record is not None and (name := to_bytes(record.id)) < key:
+                yield _Entry(name, b"", None, index.note(record, dict(new_values(record))))
+                record = next(records, None)
+            old = dict(zip(*content, strict=True))
+            if record is None or to_bytes(record.id) != key:
+                yield _Entry(key, value, old, None)
+                continue
+            new = old | dict(new_values(record))
+            yield _Entry(key, value, old, index.note(record, new))
+            record = next(records, None)
+        while record is not None:
+            yield _Entry(to_bytes(record.id), b"", None, index.note(record, dict(new_values(record))))
+            record = next(records, None)
+
+    def _fill_external(self, builder: BucketBuilder, revision: Revision, checkpoint: Checkpoint) -> None:
+        for key, value in self._top_entries(EXTERNAL, checkpoint):
+            if revision.keeps(to_text(key)):
+                builder.put(key, value)
+
+    def _fill_index(self, builder: BucketBuilder, index: _NewIndex, checkpoint: Checkpoint) -> None:
         kept: dict[bytes, bytes] = {}  # values of old entries that are not empty; no BuildKit writes any
         new_keys: set[bytes] = set()
 
         def old_keys() -> Iterator[bytes]:
-            if INDEX not in self._top:
-                return
-            for key, value in self._entries(Walker(self._pages, checkpoint), INDEX, self._top[INDEX]):
+            for key, value in self._top_entries(INDEX, checkpoint):
                 if value:
                     self._check_plain(key, value)
-                    new_keys.update(() if new_keys else new_index)
+                if not index.keeps(key):
+                    continue
+                if value:
+                    new_keys.update(() if new_keys else index.keys)
                     if key not in new_keys:
                         kept[key] = value
                 yield key
 
-        for key in merge_sorted(old_keys(), sorted_in_steps(new_index)):
+        for key in merge_sorted(old_keys(), index.in_order()):
             builder.put(key, kept.pop(key, b""))
 
     def _check_plain(self, key: bytes, value: bytes) -> None:
@@ -206,16 +265,181 @@ class MetadataDb:
         """The index entries that the changes of ``record`` add.  Raises :class:`RecordError` for one that bolt can't hold."""
         if not record.changes & Changes.CHAIN:
             return []
-        found = [
-            f"{prefix}{value}::{record.id}".encode("utf-8", "surrogateescape")
-            for prefix, value in ((CHAIN_INDEX, record.chain_id), (BLOB_CHAIN_INDEX, record.blob_chain_id))
-        ]
+        found = chain_index_keys(record.id, record.chain_id, record.blob_chain_id)
         longest = max(map(len, found))
         if longest > MAX_KEY_SIZE:
             raise RecordError(
                 self.path, record.id, f"its index entry would be {longest} bytes long; bolt keys have {MAX_KEY_SIZE} at most"
             )
         return found
+
+    # -- inspecting
+
+    def raw_records(self, checkpoint: Checkpoint = no_checkpoint) -> Iterator[tuple[str, list[bytes], list[bytes]]]:
+        """Each record with the keys and values in it, in the order of their ids."""
+        for key, _, content in self._main(checkpoint):
+            if content is not None:
+                yield to_text(key), *content
+
+    def index_entries(self, checkpoint: Checkpoint = no_checkpoint) -> Iterator[bytes]:
+        """The keys of the index, in order."""
+        for key, _ in self._top_entries(INDEX, checkpoint):
+            yield key
+
+    # -- comparing
+
+    def changes(self, revision: Revision, *, checkpoint: Checkpoint = no_checkpoint) -> Iterator[RecordChange | IndexChange]:
+        """What :meth:`write` would change, records first, each in the order of its key."""
+        index = _NewIndex(revision)
+        for entry in self._revised(revision, index, checkpoint):
+            change = entry.change()
+            if change is not None:
+                yield change
+        new = set(index.keys)
+        for key, _ in self._top_entries(INDEX, checkpoint):
+            if not index.keeps(key) and key not in new:
+                yield IndexChange(key, False)
+        old = (key for key, _ in self._top_entries(INDEX, checkpoint))
+        yield from (IndexChange(key, True) for key in _only_right(old, index.in_order()))
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """What a new database is to hold.
+
+    ``records`` in the order of their ids: those of :meth:`MetadataDb.read` with their changes, less those that are dropped,
+    with those that are made.  What a dropped record had goes, too.  ``tidy``: the index is put in order by the values: entries
+    that are missing are added, and those go that name no record, or a chain ID that its record does not have.
+    """
+
+    records: Sequence[Record]
+    by_id: Mapping[str, Record]
+    dropped: Container[str] = ()
+    tidy: bool = False
+
+    def keeps(self, record_id: str) -> bool:
+        """Whether what belongs to a record stays."""
+        return record_id not in self.dropped
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """A record that is changed, made (``old`` is ``None``) or dropped (``new`` is ``None``); values by key, changed ones only.
+
+    In a dropped or made record all values count as changed.
+    """
+
+    record: str
+    old: dict[bytes, bytes | None] | None
+    new: dict[bytes, bytes | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexChange:
+    """An entry of the index that is added, or else removed."""
+
+    key: bytes
+    is_added: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of ``_main``: its values before and after, ``None`` if there is none; ``is_plain`` for one that is no record."""
+
+    key: bytes
+    stored: bytes
+    old: dict[bytes, bytes] | None
+    new: dict[bytes, bytes] | None
+    is_plain: bool = False
+
+    def change(self) -> RecordChange | None:
+        if self.is_plain:
+            return None
+        name = to_text(self.key)
+        if self.old is None or self.new is None:
+            return RecordChange(name, _copy(self.old), _copy(self.new))
+        new = {key: value for key, value in self.new.items() if self.old.get(key) != value}
+        return RecordChange(name, {key: self.old.get(key) for key in new}, dict(new)) if new else None
+
+
+def _copy(values: dict[bytes, bytes] | None) -> dict[bytes, bytes | None] | None:
+    return None if values is None else dict(values)
+
+
+class _NewIndex:
+    """The index entries that a revision adds, known when all of ``_main`` has been gone through, and which old ones stay."""
+
+    def __init__(self, revision: Revision) -> None:
+        self._revision = revision
+        self.keys: list[bytes] = []
+
+    def in_order(self) -> Iterator[bytes]:
+        """The entries, ascending, each once."""
+        last = None
+        for key in sorted_in_steps(self.keys):
+            if key != last:
+                yield key
+            last = key
+
+    def note(self, record: Record, values: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Collect the entries that a record with these values needs; returns the values."""
+        if not self._revision.tidy:
+            if record.changes & Changes.CHAIN:
+                self.keys += chain_index_keys(record.id, record.chain_id, record.blob_chain_id)
+            return values
+        end = b"::" + to_bytes(record.id)
+        for value in values.values():
+            if type(value) is bytes and (index := gojson.decode_index(value)):
+                key = to_bytes(index) + end
+                if len(key) <= MAX_KEY_SIZE:
+                    self.keys.append(key)
+        return values
+
+    def keeps(self, key: bytes) -> bool:
+        """Whether an old entry stays.
+
+        BuildKit looks for the record behind the last ``::`` (before v0.16 behind the index it searched), complains of one that
+        does not exist, and loops for ever over a key that has no ``::`` at all.
+        """
+        revision = self._revision
+        if not revision.tidy:
+            return True
+        if key.startswith(_CHAIN_PREFIXES):
+            return False  # those that are right are among the new ones
+        at = key.rfind(b"::")
+        while at >= 0:
+            if to_text(key[at + 2 :]) in revision.by_id:
+                return True
+            at = key.rfind(b"::", 0, at)
+        return False
+
+
+_CHAIN_PREFIXES = (CHAIN_INDEX.encode(), BLOB_CHAIN_INDEX.encode())
+
+
+def chain_index_keys(record_id: str, chain_id: str, blob_chain_id: str) -> list[bytes]:
+    """The index entries of a record's chain IDs."""
+    return [to_bytes(f"{CHAIN_INDEX}{chain_id}::{record_id}"), to_bytes(f"{BLOB_CHAIN_INDEX}{blob_chain_id}::{record_id}")]
+
+
+def _only_right(left: Iterator[bytes], right: Iterator[bytes]) -> Iterator[bytes]:
+    """What of two ascending sequences is in the second one only."""
+    item = next(left, None)
+    for key in right:
+        while item is not None and item < key:
+            item = next(left, None)
+        if key != item:
+            yield key
+
+
+def to_text(raw: bytes) -> str:
+    """A record id or key as a string; bytes that are no UTF-8 become lone surrogates."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str) -> bytes:
+    """The inverse of :func:`to_text`."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 _Content = tuple[list[bytes], list[bytes]]
@@ -236,6 +460,8 @@ def _read_value(record: Record, name: bytes, value: bytes) -> None:
     attribute = _STRINGS.get(name)
     if attribute is not None:
         setattr(record, attribute, gojson.decode_string(value))
+    elif name == keys.DELETED:
+        record.deleted = gojson.decode_bool(value)
     elif name == keys.BLOB_MAPPING:
         record.blob_mapping = gojson.decode_string_pair(value, "Blobsum", "DiffID")
     else:
@@ -255,7 +481,7 @@ _STRINGS = {
 def new_values(record: Record) -> list[tuple[bytes, bytes]]:
     """The v2 keys that the changes of ``record`` set, with their values."""
     changes, encode = record.changes, gojson.encode_string
-    values = []
+    values = list(record.edits.items()) if record.edits else []  # first: what the changes set prevails
     if changes & Changes.COMMITTED:
         values.append((keys.COMMITTED, gojson.TRUE))
     if changes & Changes.PARENT:
@@ -269,4 +495,6 @@ def new_values(record: Record) -> list[tuple[bytes, bytes]]:
     if changes & Changes.CHAIN:
         values.append((keys.CHAIN_ID, encode(record.chain_id, CHAIN_INDEX + record.chain_id)))
         values.append((keys.BLOB_CHAIN_ID, encode(record.blob_chain_id, BLOB_CHAIN_INDEX + record.blob_chain_id)))
+    if changes & Changes.SIZE:
+        values.append((keys.BLOB_SIZE, gojson.encode_int(record.blob_size)))
     return values

@@ -18,22 +18,28 @@ class Changes:
     """cache.blob, cache.diffID and cache.mediatype"""
     CHAIN = 16
     """cache.chainID and cache.blobChainID, with their index entries"""
+    SIZE = 32
+    """cache.blobsize"""
 
 
 class Record:
     """A record of the cache.
 
     ``id`` and ``parent`` are exact (bytes that are no UTF-8 as lone surrogates), the other strings as Go's JSON gives them
-    back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID.
+    back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID, ``blob_size`` in
+    bytes.  ``edits`` are values that a repair sets besides those of ``changes``; an empty one clears its key.
     """
 
     __slots__ = (
         "blob",
         "blob_chain_id",
         "blob_mapping",
+        "blob_size",
         "chain_id",
         "changes",
+        "deleted",
         "diff_id",
+        "edits",
         "equal_mutable",
         "id",
         "media_type",
@@ -47,10 +53,13 @@ class Record:
         self.parent = ""
         self.blob = ""
         self.diff_id = ""
+        self.blob_size = 0
         self.media_type = ""
         self.chain_id = ""
         self.blob_chain_id = ""
+        self.deleted = False
         self.changes = 0
+        self.edits: dict[bytes, bytes] | None = None
 
     @property
     def is_holder(self) -> bool:
@@ -61,6 +70,12 @@ class Record:
     def snapshot(self) -> str:
         """What BuildKit reads back from cache.snapshot, which is written as the record's own id."""
         return to_valid(self.id)
+
+    def edit(self, name: bytes, value: bytes) -> None:
+        """Set a value besides those of :attr:`changes`; an empty one clears the key, as BuildKit does it."""
+        if self.edits is None:
+            self.edits = {}
+        self.edits[name] = value
 
     def __repr__(self) -> str:
         return f"Record({self.id!r})"

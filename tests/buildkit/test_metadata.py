@@ -10,8 +10,8 @@ import pytest
 
 from asyncmig.bolt import Db, check
 from asyncmig.bolt.format import MAX_KEY_SIZE
-from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.buildkit.record import Changes
+from asyncmig.buildkit.metadata import MetadataDb, Revision
+from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError
 from asyncmig.sorting import merge_sorted, sorted_in_steps
 from tests.caches import V1Cache, digest, sample_cache, value
@@ -31,10 +31,15 @@ def opened(path: Path) -> Iterator[MetadataDb]:
     database.close()
 
 
+def revision(records: list[Record]) -> Revision:
+    return Revision(records, {record.id: record for record in records})
+
+
 def write(database: MetadataDb, target: Path) -> None:
     fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
-        database.write(fd, str(target), database.read())
+        records = database.read()
+        database.write(fd, str(target), revision(records))
     finally:
         os.close(fd)
 
@@ -94,7 +99,7 @@ def test_values_in_the_index_are_kept_unless_an_entry_is_written_anew(path: Path
     records = database.read()
     records[0].chain_id, records[0].blob_chain_id, records[0].changes = "c", "b", Changes.CHAIN
     fd = os.open(tmp_path / "new.db", os.O_RDWR | os.O_CREAT)
-    database.write(fd, "new.db", records)
+    database.write(fd, "new.db", revision(records))
     os.close(fd)
     database.close()
     with Db.open(tmp_path / "new.db") as db, db.view() as tx:
@@ -113,7 +118,7 @@ def test_a_bucket_in_the_index_is_refused(path: Path, tmp_path: Path) -> None:
     records[0].chain_id, records[0].blob_chain_id, records[0].changes = "c", "b", Changes.CHAIN
     fd = os.open(tmp_path / "new.db", os.O_RDWR | os.O_CREAT)
     with pytest.raises(CorruptDatabaseError, match="_index holds a bucket named b'bucket'"):
-        database.write(fd, "new.db", records)
+        database.write(fd, "new.db", revision(records))
     os.close(fd)
     database.close()
 
