@@ -4,7 +4,9 @@
 """
 
 from asyncmig._version import __version__
-from asyncmig.api import Options, migrate
+from asyncmig.api import Options, migrate, plan, rollback
+from asyncmig.auditing import verify
+from asyncmig.buildkit.metadata import IndexChange, RecordChange
 from asyncmig.errors import (
     AsyncmigError,
     BucketError,
@@ -13,11 +15,16 @@ from asyncmig.errors import (
     CorruptDatabaseError,
     DatabaseError,
     DatabaseLockedError,
+    DropLimitError,
     IncompleteMigrationError,
+    IncompleteRollbackError,
     LayoutError,
     RecordError,
     StoreError,
 )
+from asyncmig.migration.decisions import Decision, OnBroken
+from asyncmig.migration.findings import Finding, Verification
+from asyncmig.migration.plan import LabelChange, LeaseChange
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Counts, Notice, Outcome, Report
 
@@ -30,16 +37,29 @@ __all__ = [
     "Counts",
     "DatabaseError",
     "DatabaseLockedError",
+    "Decision",
+    "DropLimitError",
+    "Finding",
     "IncompleteMigrationError",
+    "IncompleteRollbackError",
+    "IndexChange",
+    "LabelChange",
     "LayoutError",
+    "LeaseChange",
     "Notice",
+    "OnBroken",
     "Options",
     "Outcome",
     "Progress",
+    "RecordChange",
     "RecordError",
     "Report",
     "Stage",
     "StoreError",
+    "Verification",
     "__version__",
     "migrate",
+    "plan",
+    "rollback",
+    "verify",
 ]

@@ -16,7 +16,9 @@ __all__ = [
     "CorruptDatabaseError",
     "DatabaseError",
     "DatabaseLockedError",
+    "DropLimitError",
     "IncompleteMigrationError",
+    "IncompleteRollbackError",
     "LayoutError",
     "RecordError",
     "StoreError",
@@ -52,10 +54,15 @@ class CorruptDatabaseError(DatabaseError):
 
 
 class DatabaseLockedError(DatabaseError):
-    """Another process holds the file's ``flock``: almost always a daemon that is still running."""
+    """Another process holds the file's ``flock``: almost always a daemon that is still running.
 
-    def __init__(self, path: StrPath) -> None:
-        super().__init__(path, "locked by another process; stop the daemon that uses it (buildkitd, containerd) and try again")
+    ``holder`` names it with its pid, "" where that could not be found out.
+    """
+
+    def __init__(self, path: StrPath, holder: str = "") -> None:
+        who = holder or "another process"
+        super().__init__(path, f"locked by {who}; stop the daemon that uses it (buildkitd, containerd) and try again")
+        self.holder = holder
 
 
 class UncertainCommitError(DatabaseError):
@@ -81,6 +88,10 @@ class RecordError(AsyncmigError):
         self.path = os.fspath(path)
         self.record = record
         self.cause = cause
+
+
+class DropLimitError(AsyncmigError):
+    """More records would be dropped than the caller allows.  Raised before anything has been changed."""
 
 
 class StoreError(AsyncmigError):
@@ -114,6 +125,20 @@ class IncompleteMigrationError(AsyncmigError):
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"stage {stage}: {cause}. The migration is incomplete and has lost nothing: remove the cause and run it again"
+        )
+        self.stage = stage
+
+
+class IncompleteRollbackError(AsyncmigError):
+    """A rollback failed after it had begun to change the stores.
+
+    It has lost nothing: what has lost its lease has its label, and running it again completes it.  ``stage`` names the stage
+    that failed.
+    """
+
+    def __init__(self, stage: str, cause: BaseException) -> None:
+        super().__init__(
+            f"stage {stage}: {cause}. The rollback is incomplete and has lost nothing: remove the cause and run it again"
         )
         self.stage = stage
 

@@ -26,10 +26,13 @@ ALLOWED = {
     "synth": {"bolt", "buildkit", "errors", "stores.offline.codec", "stores.ports"},
     "layouts": {"errors", "paths", "stores.containerd.address"},
     "opening": {"bolt", "concurrency", "errors", "layouts", "stores"},
-    "api": {"bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "opening", "paths"},
-    "cli": {"", "_version", "api", "bolt", "errors", "layouts", "migration", "synth"},
+    "preflight": {"bolt", "buildkit", "errors", "layouts", "migration", "opening"},
+    "daemons": {"bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "opening", "paths", "stores.fanout"},
+    "api": {"bolt", "buildkit", "concurrency", "daemons", "errors", "layouts", "migration", "opening", "paths", "preflight"},
+    "auditing": {"api", "concurrency", "errors", "layouts", "migration", "opening", "paths"},
+    "cli": {"", "_version", "api", "bolt", "buildkit", "errors", "layouts", "migration", "synth"},
     "__main__": {"cli"},
-    "__init__": {"_version", "api", "errors", "migration"},
+    "__init__": {"_version", "api", "auditing", "buildkit", "errors", "migration"},
 }
 
 

@@ -13,7 +13,7 @@ import click
 from asyncmig._version import __version__
 from asyncmig.cli.output import OutputError
 from asyncmig.cli.run import Interrupted
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
@@ -22,10 +22,11 @@ EXIT_OUTPUT = os.EX_IOERR
 _EPILOG = """\b
 Exit codes:
   0    done, or nothing to do
-  1    failed, nothing was changed (db check: the file is damaged)
+  1    failed, nothing was changed (plan: the migration would refuse; db check: the file is damaged)
   2    wrong usage
-  4    failed half-way, with nothing lost by it: run it again to complete the migration
-  74   db check, db dump: the result could not be written to standard output
+  3    verify: something is wrong with the cache
+  4    failed half-way, with nothing lost by it: run it again to complete the migration, or rollback
+  74   plan --json, verify, db check, db dump: the result could not be written to standard output
   130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """
 
@@ -40,9 +41,9 @@ def cli() -> None:
 
 
 def _register() -> None:
-    from asyncmig.cli import db, migrate, synth  # noqa: PLC0415  (they need `cli`)
+    from asyncmig.cli import db, migrate, synth, verify  # noqa: PLC0415  (they need `cli`)
 
-    for command in (migrate.migrate, db.db, synth.synth):
+    for command in (migrate.plan, migrate.migrate, verify.verify, migrate.rollback, db.db, synth.synth):
         cli.add_command(command)
 
 
@@ -68,7 +69,7 @@ def main() -> NoReturn:
         code = EXIT_OUTPUT
     except AsyncmigError as error:
         _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
-        code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError) else EXIT_FAILED
+        code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,7 +13,7 @@ import click
 
 from asyncmig.migration.progress import Progress, Stage
 
-_DEFERRED = "interrupted: the migration can't stop here without leaving work half done; it will end soon, please wait"
+_DEFERRED = "interrupted: this can't stop here without leaving work half done; it will end soon, please wait"
 
 
 DESCRIPTIONS = {
@@ -28,6 +28,9 @@ DESCRIPTIONS = {
     Stage.VERIFY: "reading leases back",
     Stage.RELEASE: "removing v1 labels (not interruptible)",
     Stage.PUBLISH: "publishing the new database",
+    Stage.RESTORE: "putting the v1 labels back (not interruptible)",
+    Stage.WITHDRAW: "moving the new database aside",
+    Stage.UNPROTECT: "deleting leases (not interruptible)",
 }
 
 

@@ -13,7 +13,7 @@ from asyncmig.errors import printable
 @click.argument("path", type=click.Path())
 @click.option("--records", type=click.IntRange(0), required=True, metavar="N", help="Number of records.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same cache.")
-@click.option("--bare", is_flag=True, help="Databases only, without blobs and snapshot directories.")
+@click.option("--bare", is_flag=True, help="Without the directories of snapshots.")
 def synth(path: str, records: int, seed: int, bare: bool) -> None:
     """Make a realistic v1 cache at PATH, for trying things out and for benchmarks.
 

@@ -1,6 +1,7 @@
 """Stage blobs: which records have a blob.
 
-v1 stores a pair of blob digest and diffID; a record whose blob the content store does not know goes without.
+v1 stores a pair of blob digest and diffID; a record whose blob the content store does not have goes without, and BuildKit makes
+the blob anew when it is needed.
 """
 
 from __future__ import annotations
@@ -9,26 +10,45 @@ import re
 from collections.abc import Sequence
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.record import Changes
+from asyncmig.buildkit import keys
+from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import printable
 from asyncmig.migration.cache import Cache, stepping
-from asyncmig.migration.report import Notice
+from asyncmig.migration.decisions import Action, Code
+from asyncmig.migration.media import media_type_of
 from asyncmig.stores.ports import ContentInfo, ContentStore
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 """What containerd takes for a digest (opencontainers/go-digest)."""
 
 
+def is_digest(text: str) -> bool:
+    """Whether containerd takes it for a digest."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 async def find_blobs(cache: Cache, content: ContentStore) -> None:
-    """Set blob, diffID and media type of the records whose blob exists.
+    """Set blob, diffID, media type and size of the records whose blob exists.
 
     Raises :class:`RecordError` for a blob that no lease could hold, or that could not be released: everything that would
     fail in the tail.
     """
     digests = await in_thread(_digests, cache)
-    infos = await content.info_many(digests)
-    await in_thread(_apply, cache, digests, infos)
+    existing = await in_thread(_existing, await content.info_many(digests))
+    if cache.semantics.examines_blobs:
+        await in_thread(_apply_examined, cache, existing, await content.head_many(existing))
+    else:
+        await in_thread(_apply, cache, existing)
+
+
+def _existing(checkpoint: Checkpoint, infos: Sequence[ContentInfo | None]) -> list[ContentInfo]:
+    found = []
+    for info in infos:
+        checkpoint()
+        if info is not None:
+            found.append(info)
+    return found
 
 
 def _digests(checkpoint: Checkpoint, cache: Cache) -> list[str]:
@@ -41,19 +61,69 @@ def _digests(checkpoint: Checkpoint, cache: Cache) -> list[str]:
     return list(found)
 
 
-def _apply(checkpoint: Checkpoint, cache: Cache, digests: list[str], infos: Sequence[ContentInfo | None]) -> None:
-    existing = {digest for digest, info in zip(digests, infos, strict=True) if info is not None}
+# -- as upstream does it
+
+
+def _apply(checkpoint: Checkpoint, cache: Cache, existing: Sequence[ContentInfo]) -> None:
+    blobs = {info.digest for info in existing}
     for record in stepping(checkpoint, cache.records):
         if record.blob_mapping:
             digest, diff_id = record.blob_mapping
-            if digest in existing:
-                record.blob, record.diff_id = digest, diff_id
-                record.media_type = cache.semantics.media_type(record)
+            if digest in blobs:
+                record.blob, record.diff_id, record.media_type = digest, diff_id, keys.DOCKER_LAYER_GZIP
                 record.changes |= Changes.BLOB
             elif digest:
                 text = f"blob {printable(digest)} is not in the content store; the record goes without it"
-                cache.report.notices.append(Notice("blob-missing", record.id, text))
-        if record.blob and not _DIGEST.fullmatch(record.blob):
+                cache.note("blob-missing", record.id, text)
+        if record.blob and not is_digest(record.blob):
             raise cache.error(record, f"blob {printable(record.blob)} is not a digest that a lease can hold")
-        if record.blob and record.blob not in existing and cache.semantics.is_released(record):
+        if record.blob and record.blob not in blobs and not record.is_holder:
             raise cache.error(record, f"cache.blob names {record.blob}, which is not in the content store")
+
+
+# -- with a look at the blobs
+
+
+def _apply_examined(
+    checkpoint: Checkpoint, cache: Cache, existing: Sequence[ContentInfo], heads: Sequence[bytes | None]
+) -> None:
+    usable = {}  # size and media type of each blob whose data is there
+    for info, head in zip(existing, heads, strict=True):
+        checkpoint()
+        if head is not None and is_digest(info.digest):
+            usable[info.digest] = info.size, media_type_of(head)
+    known = {info.digest for info in existing}
+    if usable:  # where none has data, the content store's directory is likelier to be elsewhere, or not mounted
+        cache.dead_blobs = known.difference(usable)
+    for record in stepping(checkpoint, cache.records):
+        digest, diff_id = record.blob_mapping or (record.blob, record.diff_id)
+        if not digest:
+            continue
+        if digest not in usable or not diff_id:
+            _go_without(cache, record, digest, known)
+            continue
+        record.blob, record.diff_id = digest, diff_id
+        record.blob_size, record.media_type = usable[digest]
+        record.changes |= Changes.BLOB | Changes.SIZE
+
+
+def _go_without(cache: Cache, record: Record, digest: str, known: set[str]) -> None:
+    blob = f"blob {printable(digest)}"
+    if digest not in known:
+        code, text = "blob-missing", f"{blob} is not in the content store"
+    elif record.blob_mapping and not record.blob_mapping[1]:
+        code, text = "blob-without-diffid", f"{blob} has no diffID, without which BuildKit can't use it"
+    else:
+        code, text = "blob-data-missing", f"the data of {blob} is missing, or is not as long as the content store has it"
+    cache.note(code, record.id, f"{text}; the record goes without it, and BuildKit makes it anew when it is needed")
+    if record.blob:
+        _clear_layer(cache, record)
+
+
+def _clear_layer(cache: Cache, record: Record) -> None:
+    """Of a database that was migrated in part before: no BuildKit that made v1 records wrote these keys."""
+    text = f"it names {printable(record.blob)}, which can't be used, as its blob; what it says of it is cleared"
+    cache.decide(Code.BLOB_GONE, record, Action.REPAIRED, text)
+    for name in (*keys.LAYER, *keys.CHAIN):
+        record.edit(name, b"")
+    record.blob = record.diff_id = record.chain_id = record.blob_chain_id = ""

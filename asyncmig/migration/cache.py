@@ -6,32 +6,70 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import RecordError
-from asyncmig.migration.report import Report
+from asyncmig.migration.decisions import Action, Code, Decision, OnBroken
+from asyncmig.migration.report import Notice, Report
 from asyncmig.migration.semantics import Semantics
 
 ADVICE = (
     "BuildKit v0.6 drops such a record, and what is built on it, when it starts: copy the whole cache, "
-    "start it once and stop it again"
+    "start it once and stop it again; or migrate with hardened semantics"
 )
 """What to do about a broken record."""
+_FAIL_ADVICE = "--on-broken fail stops here; the default, repair, goes on"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the caller wants where a cache is not as it should be.
+
+    ``max_dropped``: percentage of all records that may be dropped.  ``strip_leftovers``: take v1's label from what belongs to
+    no record, too.
+    """
+
+    on_broken: OnBroken = OnBroken.REPAIR
+    max_dropped: float = 5.0
+    strip_leftovers: bool = False
 
 
 @dataclass(slots=True)
 class Cache:
-    """The open v1 database, its records in the order of their ids, and what is to be reported about them."""
+    """The open v1 database, its records in the order of their ids, and what is to be reported about them.
+
+    ``malformed``: records with a malformed value, and what is wrong with it.  ``dropped``: ids of the records that are not to
+    be in the new database.  ``dead_blobs``: blobs of records whose data is missing, though the content store knows them.
+    """
 
     database: MetadataDb
     semantics: Semantics
     report: Report
+    policy: Policy = field(default_factory=Policy)
     records: list[Record] = field(default_factory=list)
     by_id: dict[str, Record] = field(default_factory=dict)
+    malformed: dict[str, str] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    dead_blobs: set[str] = field(default_factory=set)
 
     def error(self, record: Record, cause: str) -> RecordError:
         """The error for a record that cannot be migrated."""
         return RecordError(self.database.path, record.id, cause)
+
+    def note(self, code: str, record: str, text: str) -> None:
+        """Report something that an operator may want to know."""
+        self.report.notices.append(Notice(code, record, text))
+
+    def decide(self, code: Code, record: Record, action: Action, text: str) -> None:
+        """Report what is done about a broken record.  Raises :class:`RecordError` if such a record is to stop the migration."""
+        if self.policy.on_broken is OnBroken.FAIL:
+            raise self.error(record, f"{text}; {_FAIL_ADVICE}")
+        self.report.decisions.append(Decision(code, record.id, action, text))
+
+    @property
+    def revision(self) -> Revision:
+        """What the new database is to hold."""
+        return Revision(self.records, self.by_id, dropped=self.dropped, tidy=self.semantics.repairs)
 
 
 def stepping(checkpoint: Checkpoint, records: Iterable[Record]) -> Iterator[Record]:

@@ -1,8 +1,15 @@
-"""Which leases were there before a migration began, for the run that may have to complete it.
+"""What a migration was about to change, written down before it changes anything.
 
-Upstream leaves a lease that exists as it is, and ``upstream`` semantics do the same.  Where leases are made by single calls, a
-run that is killed leaves half-made leases of its own behind, and the next run could not tell them from foreign ones: upstream's
-cannot, and loses data.  So the first run notes the leases it found in a file beside the new database, before it makes any.
+The journal lies beside the new database and stays there when the migration is complete.  Three kinds of later runs need it:
+
+* one after an interruption: which leases were there before, and which ones did the interrupted run make?  (Over single calls a
+  lease is first created and then filled.  ``upstream`` semantics leave alone what was there, and half-made ones of our own must
+  not be taken for it.)  Which labels are still to go, if the new database is published already?
+* a rollback: which leases are ours, and what were the labels?
+* a later look: has a daemon changed either database since?
+
+Format: JSON lines in ASCII.  The first one is the head; then one a lease, snapshot and blob; last comes the mark of its end.
+Lines that are appended later say how far it went.  Reading takes memory for the whole of it, about 300 bytes a record.
 """
 
 from __future__ import annotations
@@ -10,61 +17,195 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
 
-from asyncmig.errors import DatabaseError
+from asyncmig.errors import DatabaseError, printable
 from asyncmig.migration.publish import sync_directory
+from asyncmig.stores.ports import Resource
 
-_VERSION = 1
+VERSION = 2
+_FINGERPRINT_BYTES = 2 * 65536
+"""Both meta pages, whatever the page size: every commit writes one of them anew."""
+
+Resources = tuple[Resource, ...]
 
 
+@dataclass(slots=True)
 class Journal:
-    """The file beside the v2 database ``target``.  All methods block, and raise :class:`DatabaseError`."""
+    """The content of a journal.
+
+    ``v1`` and ``v2`` are fingerprints of the databases as the migration found and made them.  ``leases`` are those that the
+    migration makes or completes: what each held before, ``None`` for one that was not there.  ``foreign`` are those that were
+    there and are left alone.  ``snapshots`` and ``blobs`` have the values of the labels that go.
+    """
+
+    semantics: str
+    namespace: str
+    snapshotter: str
+    v1: str
+    v2: str
+    leases: dict[str, Resources | None] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
+    snapshots: dict[str, str] = field(default_factory=dict)
+    blobs: dict[str, str] = field(default_factory=dict)
+    is_complete: bool = False
+    """All labels are gone and the new database is published: nothing is left to do."""
+    is_rolling_back: bool = False
+    """A rollback has begun."""
+
+    def is_ours(self, lease_id: str) -> bool:
+        """Whether a lease that exists now is the work of the run that wrote this: that run did not find it."""
+        return lease_id not in self.foreign and self.leases.get(lease_id) is None
+
+    def held_before(self, lease_id: str, now: Resources) -> Resources:
+        """What a lease that was found already held before the first run; ``now`` is what it holds now."""
+        before = self.leases.get(lease_id)
+        return now if before is None else before
+
+    def take_over(self, earlier: Journal) -> None:
+        """Take what an earlier, interrupted run has noted for what was there: it saw it before anything had changed."""
+        for ours, theirs in ((self.snapshots, earlier.snapshots), (self.blobs, earlier.blobs)):
+            for name, label in theirs.items():
+                ours[name] = label
+        for lease_id, before in earlier.leases.items():
+            self.leases.setdefault(lease_id, before)
+
+    def lines(self) -> Iterator[str]:
+        """The journal as it is written."""
+        head = {
+            "asyncmig_journal": VERSION,
+            **{name: getattr(self, name) for name in ("semantics", "namespace", "snapshotter", "v1", "v2")},
+        }
+        yield json.dumps(head)
+        for lease_id, before in self.leases.items():
+            held = None if before is None else [[resource.type, resource.id] for resource in before]
+            yield json.dumps(["lease", lease_id, held])
+        for lease_id in self.foreign:
+            yield json.dumps(["foreign", lease_id])
+        for kind, roots in (("snapshot", self.snapshots), ("blob", self.blobs)):
+            for name, label in roots.items():
+                yield json.dumps([kind, name, label])
+        yield json.dumps(["end"])
+
+
+class JournalFile:
+    """The journal's file, beside the v2 database ``target``.  All methods block, and raise :class:`DatabaseError`."""
 
     def __init__(self, target: str) -> None:
         self.path = target + ".journal"
 
-    def read(self) -> frozenset[str] | None:
-        """The leases that an interrupted run found; ``None`` if there was no such run."""
+    def read(self) -> Journal | None:
+        """The journal; ``None`` if there is none."""
         try:
             with open(self.path, encoding="ascii") as file:
-                content = json.load(file)
+                return _parse(file)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise DatabaseError(self.path, f"cannot read: {error.strerror}") from error
-        except ValueError:
-            content = None
-        leases = content.get("existing_leases") if isinstance(content, dict) else None
-        if not isinstance(leases, list) or content.get("asyncmig_journal") != _VERSION:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             cause = "not a journal of this version of asyncmig; complete the migration with the version that wrote it"
-            raise DatabaseError(self.path, cause)
-        return frozenset(map(str, leases))
+            raise DatabaseError(self.path, cause) from error
 
-    def write(self, leases: Collection[str]) -> None:
-        """Note, durably, that these leases are there and are not ours.
-
-        After an interrupted run these are those it noted, less what has gone since: such a lease is ours when we make it.
-        """
+    def write(self, journal: Journal) -> None:
+        """Write it, durably, in place of an earlier one."""
         temporary = self.path + ".tmp"
-        content = {"asyncmig_journal": _VERSION, "existing_leases": sorted(leases)}
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(fd)
-            os.rename(temporary, self.path)
+            try:
+                with os.fdopen(fd, "w", encoding="ascii") as file:
+                    file.writelines(f"{line}\n" for line in journal.lines())
+                    file.flush()
+                    os.fsync(fd)
+                os.rename(temporary, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
             sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
 
+    def note_complete(self) -> None:
+        """Note, durably, that nothing is left to do."""
+        self._append("complete")
+
+    def note_rollback(self) -> None:
+        """Note, durably, that a rollback has begun."""
+        self._append("rolling back")
+
     def remove(self) -> None:
-        """All leases are complete; what is done twice from now on does no harm."""
+        """Remove it, durably."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+            sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise DatabaseError(self.path, f"cannot remove: {error.strerror}") from error
+
+    def _append(self, what: str) -> None:
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(fd, "a", encoding="ascii") as file:
+                # After a line that a power cut has torn, this one must not be a part of it.
+                file.write(f"\n{json.dumps([what])}\n")
+                file.flush()
+                os.fsync(fd)
+        except OSError as error:
+            raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+
+
+def _parse(file: Iterator[str]) -> Journal:
+    head = json.loads(next(file, ""))
+    if head.pop("asyncmig_journal") != VERSION:
+        raise ValueError("another version")
+    journal = Journal(**head)
+    lines = map(str.strip, file)
+    for line in lines:
+        kind, *rest = json.loads(line)
+        if kind == "end":
+            break
+        _NOTES[kind](journal, *rest)
+    else:
+        raise ValueError("it has no end")
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a line that a power cut has torn says nothing yet
+            _note_progress(journal, json.loads(line))
+    return journal
+
+
+def _note_lease(journal: Journal, lease_id: str, before: list[list[str]] | None) -> None:
+    journal.leases[lease_id] = None if before is None else tuple(Resource(kind, name) for kind, name in before)
+
+
+_NOTES: Mapping[str, Callable[..., Any]] = {
+    "lease": _note_lease,
+    "foreign": lambda journal, lease_id: journal.foreign.add(lease_id),
+    "snapshot": lambda journal, name, label: journal.snapshots.__setitem__(name, label),
+    "blob": lambda journal, name, label: journal.blobs.__setitem__(name, label),
+}
+
+
+def _note_progress(journal: Journal, line: object) -> None:
+    if line == ["complete"]:
+        journal.is_complete = True
+    if line == ["rolling back"]:
+        journal.is_rolling_back = True
+
+
+def fingerprint(path: str) -> str:
+    """What tells whether a daemon has changed a database: any commit of bolt's changes it.
+
+    Raises :class:`DatabaseError`.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            return f"{os.fstat(fd).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
+    except OSError as error:
+        raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error

@@ -1,4 +1,4 @@
-"""The pipeline: read, resolve, blobs, chains, build, and then the tail.
+"""The pipeline: read, resolve, blobs, chains, leases, build, and then the tail.
 
 Nothing changes in a store before the tail, and the tail begins only when everything that can fail without side effects has
 succeeded.  Each of its steps can be repeated, so a run after an interruption completes what is missing.
@@ -6,23 +6,33 @@ succeeded.  Each of its steps can be repeated, so a run after an interruption co
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.record import Changes
+from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import in_thread, run_uncancellable
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError, UncertainCommitError
+from asyncmig.errors import (
+    AsyncmigError,
+    DatabaseError,
+    DropLimitError,
+    IncompleteMigrationError,
+    StoreError,
+    UncertainCommitError,
+    printable,
+)
 from asyncmig.migration.blobs import find_blobs
 from asyncmig.migration.cache import Cache, stepping
 from asyncmig.migration.chains import compute_chains
-from asyncmig.migration.journal import Journal
+from asyncmig.migration.decisions import Action, Code, OnBroken
+from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.protect import LeasePlan, plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
-from asyncmig.migration.release import ReleasePlan, plan_release, release
-from asyncmig.migration.report import Notice
+from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, release
+from asyncmig.migration.repair import resolve_and_repair
 from asyncmig.migration.resolve import resolve
 from asyncmig.stores.ports import Lease, Stores
 
@@ -38,76 +48,102 @@ class Pipeline:
         self.stores = stores
         self.target = target
         self.progress = progress
+        self.leases = LeasePlan()
+        self.release = ReleasePlan()
         self._new: NewDatabase | None = None
-        self._journal = Journal(target)
-        self._plan = LeasePlan([], [])
-        self._release = ReleasePlan([], [], [])
-        self._snapshots = 0  # records that have one of their own
+        self._file = JournalFile(target)
+        self._earlier: Journal | None = None  # of an interrupted run
+        self._read_count = self._snapshots = 0  # records as they were read, and how many of them are looked up among snapshots
         self._doubtful: list[Lease] = []  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
+
+    # -- what changes nothing
 
     async def prepare(self) -> None:
         """Compute everything, change nothing.
 
         Raises :class:`DatabaseError`, :class:`RecordError` or :class:`StoreError`; when cancelled, it ends at once.
         """
-        cache = self.cache
+        cache, stores = self.cache, self.stores
         async with self._stage(Stage.READ):
             await in_thread(self._read)
         async with self._stage(Stage.RESOLVE, self._snapshots):
-            await resolve(cache, self.stores.snapshots)
-            views = await self._find_views()
+            if cache.semantics.repairs:
+                await resolve_and_repair(cache, stores.snapshots)
+            else:
+                await resolve(cache, stores.snapshots)
         async with self._stage(Stage.BLOBS):
-            await find_blobs(cache, self.stores.content)
+            await find_blobs(cache, stores.content)
         async with self._stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
-            await in_thread(self._count)
         async with self._stage(Stage.LEASES):
-            self._plan = await plan_leases(cache, self.stores, await in_thread(self._read_journal))
-            self._release = await in_thread(plan_release, cache, views)
-
-    async def _find_views(self) -> list[str]:
-        snapshots = self.stores.snapshots
-        if snapshots.shared and not self._snapshots:
-            return []  # no snapshot has shown that this is the right place, so these may be anybody's
-        return await snapshots.views()
-
-    def _read_journal(self, _: Checkpoint) -> frozenset[str] | None:
-        found = self._journal.read()
-        if found is not None:
-            text = "an earlier run was interrupted while it made leases; the migration completes them"
-            self.cache.report.notices.append(Notice("interrupted-before", "", text))
-        return found
+            await in_thread(self._read_journal)
+            self.leases = await plan_leases(cache, stores, self._earlier)
+            self.release = await plan_release(cache, stores)
+            await in_thread(self._count)
 
     def _read(self, checkpoint: Checkpoint) -> None:
         cache = self.cache
-        cache.records = cache.database.read(checkpoint=checkpoint, progress=self.progress.advance)
+        on_malformed = self._malformed if cache.semantics.repairs else None
+        cache.records = cache.database.read(checkpoint=checkpoint, progress=self.progress.advance, on_malformed=on_malformed)
+        self._read_count = len(cache.records)
         for record in stepping(checkpoint, cache.records):
             cache.by_id[record.id] = record
-            self._snapshots += not record.is_holder
+            self._snapshots += cache.semantics.repairs or not record.is_holder
+
+    def _malformed(self, record: Record, name: bytes, why: str) -> None:
+        cache = self.cache
+        text = f"key {printable(name.decode(errors='replace'))}: {why}"
+        cache.malformed[record.id] = text
+        if cache.policy.on_broken is not OnBroken.DROP:
+            record.edit(name, b"")
+            cache.decide(Code.VALUE_MALFORMED, record, Action.REPAIRED, f"{text}; the value is cleared")
+
+    def _read_journal(self, _: Checkpoint) -> None:
+        self._earlier = self._file.read()
+        if self._earlier is not None and not self._earlier.is_complete:
+            text = "an earlier run was interrupted while it changed the stores; the migration completes that"
+            self.cache.note("interrupted-before", "", text)
 
     def _count(self, checkpoint: Checkpoint) -> None:
-        counts = self.cache.report.counts
-        counts.records = len(self.cache.records)
-        for record in stepping(checkpoint, self.cache.records):
+        cache, counts = self.cache, self.cache.report.counts
+        counts.records = len(cache.records)
+        for record in stepping(checkpoint, cache.records):
             counts.holders += record.is_holder
             counts.blobs += bool(record.blob)
             counts.chains += bool(record.changes & Changes.CHAIN)
-        note = self.cache.report.notices.append
-        if not counts.records:
-            note(
-                Notice("no-records", "", "the database has no records; if this cache was in use, the file is not its database")
+        for decision in cache.report.decisions:
+            counts.repaired += decision.action is Action.REPAIRED
+            counts.dropped += decision.action is Action.DROPPED
+        counts.leases = len(self.leases.leases)
+        counts.snapshots_labelled, counts.blobs_labelled = len(self.release.snapshot_roots), len(self.release.blob_roots)
+        if not self._read_count:
+            text = "the database has no records; if this cache was in use, the file is not its database"
+            cache.note("no-records", "", text)
+        elif counts.blobs and cache.semantics.caveat:
+            cache.note("caveat", "", f"{counts.blobs} layers with a blob: {cache.semantics.caveat}")
+
+    def check_limit(self) -> None:
+        """Raise :class:`DropLimitError` if more records would be dropped than the caller allows."""
+        dropped, limit = self.cache.report.counts.dropped, self.cache.policy.max_dropped
+        if self._read_count and dropped * 100 > limit * self._read_count:
+            first = next(d for d in self.cache.report.decisions if d.action is Action.DROPPED)
+            raise DropLimitError(
+                f"{printable(self.cache.database.path)}: {dropped} of {self._read_count} records "
+                f"({dropped * 100 / self._read_count:.1f} %) would be dropped, and at most {limit:g} % may be (--max-dropped); "
+                f"'asyncmig plan' shows all of them. The first is {printable(first.record)}: {first.text}"
             )
-        elif counts.blobs and self.cache.semantics.caveat:
-            note(Notice("caveat", "", f"{counts.blobs} layers with a blob: {self.cache.semantics.caveat}"))
+
+    # -- what changes the stores
 
     async def migrate(self) -> None:
         """Build the new database, then protect, release and publish in the order of the semantics.
 
         A cancellation while the database is built takes effect at once and leaves nothing behind.  After that it takes
         effect when the migration is complete.  Raises :class:`IncompleteMigrationError` if the tail fails after it has
-        changed something; otherwise nothing has changed.
+        changed something; otherwise nothing has changed: :class:`DropLimitError` if too much would be dropped.
         """
+        self.check_limit()
         try:
             async with self._stage(Stage.BUILD, len(self.cache.records)):
                 await in_thread(self._build)
@@ -124,29 +160,48 @@ class Pipeline:
         if self._new is not None:
             self._new.close()
 
-    def _publish(self, _: Checkpoint) -> None:
-        assert self._new is not None
-        self._journal.remove()
-        self._new.publish()
-
     async def _tail(self) -> None:
-        for stage in self.cache.semantics.tail:
-            try:
+        stage = self.cache.semantics.tail[0]
+        try:
+            await in_thread(self._write_journal)
+            for stage in self.cache.semantics.tail:
                 async with self._stage(stage, self._total(stage)):
                     await self._tail_stage(stage)
-            except Exception as error:
-                if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
-                    raise IncompleteMigrationError(stage, error) from error
-                raise
+            await in_thread(lambda _: self._file.note_complete())
+        except Exception as error:
+            if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
+                raise IncompleteMigrationError(stage, error) from error
+            if self._earlier is None:
+                with contextlib.suppress(DatabaseError):
+                    await in_thread(lambda _: self._file.remove())
+            raise
+
+    def _write_journal(self, _: Checkpoint) -> None:
+        assert self._new is not None
+        cache, plan = self.cache, self.leases
+        journal = Journal(
+            semantics=cache.semantics.name,
+            namespace=cache.report.namespace,
+            snapshotter=self.stores.snapshots.snapshotter,
+            v1=fingerprint(cache.database.path),
+            v2=fingerprint(self._new.path),
+            leases={lease.id: plan.before.get(lease.id) for lease in plan.leases},
+            foreign=set(plan.left_alone),
+            snapshots=dict(self.release.snapshot_roots),
+            blobs=dict(self.release.blob_roots),
+        )
+        if self._earlier is not None:
+            journal.take_over(self._earlier)
+        self._file.write(journal)
 
     def _total(self, stage: Stage) -> int | None:
         match stage:
             case Stage.PROTECT:
-                return len(self._plan.leases)
+                return len(self.leases.leases)
             case Stage.VERIFY:
                 return len(self._doubtful)
             case Stage.RELEASE:
-                return len(self._release.snapshots) + len(self._release.blobs)
+                return len(self.release.snapshots) + len(self.release.blobs)
             case _:
                 return None
 
@@ -157,7 +212,7 @@ class Pipeline:
             case Stage.VERIFY:
                 await verify(self._doubtful, self.stores.leases)
             case Stage.RELEASE:
-                await release(self.cache, self.stores, self._release)
+                self._report_vanished(await release(self.cache.report.counts, self.stores, self.release))
             case Stage.PUBLISH:
                 await in_thread(self._publish)
             case _:
@@ -165,11 +220,23 @@ class Pipeline:
 
     async def _protect(self) -> None:
         if not self.stores.leases.atomic:
-            if not self.cache.semantics.completes_existing_leases:
-                await in_thread(lambda _: self._journal.write(self._plan.left_alone))
             self._changed = True
-        self._doubtful = await protect(self.cache, self._plan, self.stores.leases)
+        self._doubtful = await protect(self.cache, self.leases, self.stores.leases)
         self._changed = True
+
+    def _publish(self, _: Checkpoint) -> None:
+        assert self._new is not None
+        self._new.publish()
+
+    def _report_vanished(self, vanished: Vanished) -> None:
+        assert self._new is not None
+        if vanished.blobs and not self._new.published:
+            # The next run does without it.  Later there is nothing to be mended, and a rerun would fail for ever.
+            raise StoreError(
+                f"blob {printable(vanished.blobs[0])} has vanished from the content store while the migration ran; "
+                "somebody else has removed it, and its record will go without it"
+            )
+        vanished.report(self.cache)
 
     @asynccontextmanager
     async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:

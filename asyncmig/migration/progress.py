@@ -23,6 +23,10 @@ class Stage(StrEnum):
     VERIFY = "verify"
     RELEASE = "release"
     PUBLISH = "publish"
+    # of a rollback
+    RESTORE = "restore"
+    WITHDRAW = "withdraw"
+    UNPROTECT = "unprotect"
 
 
 class Progress:

@@ -1,15 +1,17 @@
-"""Stages protect and verify: a lease for each record, holding its snapshot and its blob."""
+"""Stages leases, protect and verify: a lease for each record, holding its snapshot and its blob."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.record import Record
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache, stepping
-from asyncmig.migration.report import Notice
+from asyncmig.migration.journal import Journal
+from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.ports import Lease, LeaseStore, Protected, Resource, Stores
 
 FLAT = "containerd.io/gc.flat"
@@ -20,63 +22,96 @@ FLAT = "containerd.io/gc.flat"
 class LeasePlan:
     """What is to be done about leases.
 
-    ``leases`` are to be made, or completed; those of ``left_alone`` exist and stay as they are.
+    ``leases`` are to be made, or completed; those of ``left_alone`` exist and stay as they are.  ``held`` has what those of
+    ``leases`` hold that are there, and ``before`` what those held before the first run that are not the work of one.
     """
 
-    leases: list[Lease]
-    left_alone: list[str]
+    leases: list[Lease] = field(default_factory=list)
+    left_alone: list[str] = field(default_factory=list)
+    held: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
+    before: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
 
 
-async def plan_leases(cache: Cache, stores: Stores, found_before: frozenset[str] | None) -> LeasePlan:
+async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> LeasePlan:
     """The leases of all records.
 
-    ``found_before``: the leases that an interrupted run found, ``None`` if there was none; what exists besides is its work.
-    A lease that is left alone and does not protect what its record has is reported: the next garbage collection may take the
-    data.
+    ``journal``: that of an interrupted run, ``None`` if there was none; a lease that is there and that it did not find is its
+    work.  A lease that is left alone and does not protect what its record has is reported: the next garbage collection may take
+    the data.
     """
     leases = await in_thread(_leases, cache, stores.snapshots.snapshotter)
-    if cache.semantics.completes_existing_leases:
-        return LeasePlan(leases, [])
     existing = await stores.leases.list_many(await in_thread(_names, leases))
-    return await in_thread(_leave_alone, cache, leases, existing, found_before)
+    if not cache.semantics.leases_holders:
+        unneeded = await in_thread(_without_lease, cache, leases)
+        await in_thread(_note_surplus, cache, await stores.leases.list_many(unneeded))
+    return await in_thread(_plan, cache, leases, existing, journal)
+
+
+def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: list[Lease]) -> list[str]:
+    """The records that need no lease, and those that are dropped."""
+    planned = {lease.id for lease in leases}
+    return [record.id for record in stepping(checkpoint, cache.records) if record.id not in planned] + sorted(cache.dropped)
+
+
+def _note_surplus(checkpoint: Checkpoint, cache: Cache, found: list[Lease | None]) -> None:
+    """Upstream's migration makes such leases; one that was killed has left them behind."""
+    for lease in found:
+        checkpoint()
+        if lease is not None:
+            text = "a lease of its name exists already and is not needed; nobody will delete it (ctr leases delete)"
+            cache.note("lease-surplus", lease.id, text)
 
 
 def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[Lease]:
     labels = {FLAT: rfc3339_nano(time.time_ns())}
     leases = []
     for record in stepping(checkpoint, cache.records):
-        if cache.semantics.needs_lease(record):
-            resources = [Resource(f"snapshots/{snapshotter}", record.snapshot)]
-            if record.blob:
-                resources.append(Resource("content", record.blob))
-            leases.append(Lease(record.id, labels, tuple(resources)))
+        resources = resources_of(cache.semantics, record, snapshotter)
+        if resources:
+            leases.append(Lease(record.id, labels, resources))
     return leases
+
+
+def resources_of(semantics: Semantics, record: Record, snapshotter: str) -> tuple[Resource, ...]:
+    """What the lease of a record is to hold; none if it needs no lease."""
+    resources = []
+    if semantics.leases_holders or not record.is_holder:
+        resources.append(Resource(f"snapshots/{snapshotter}", record.snapshot))
+    if record.blob:
+        resources.append(Resource("content", record.blob))
+    return tuple(resources)
 
 
 def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
     return [lease.id for lease in leases]
 
 
-def _leave_alone(
-    checkpoint: Checkpoint,
-    cache: Cache,
-    leases: list[Lease],
-    existing: list[Lease | None],
-    found_before: frozenset[str] | None,
+def _plan(
+    checkpoint: Checkpoint, cache: Cache, leases: list[Lease], existing: list[Lease | None], journal: Journal | None
 ) -> LeasePlan:
-    plan = LeasePlan([], [])
+    plan = LeasePlan()
     for lease, found in zip(leases, existing, strict=True):
         checkpoint()
-        if found is None or (found_before is not None and lease.id not in found_before):
+        if found is None or (journal is not None and journal.is_ours(lease.id)):
             plan.leases.append(lease)
-            continue
-        plan.left_alone.append(lease.id)
-        lacking = set(lease.resources).difference(found.resources)
-        if lacking:
-            names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
-            text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
-            cache.report.notices.append(Notice("lease-incomplete", lease.id, text))
+            if found is not None:
+                plan.held[lease.id] = found.resources
+        elif cache.semantics.completes_existing_leases:
+            plan.leases.append(lease)
+            plan.held[lease.id] = found.resources
+            plan.before[lease.id] = found.resources if journal is None else journal.held_before(lease.id, found.resources)
+        else:
+            plan.left_alone.append(lease.id)
+            _note_lacking(cache, lease, found)
     return plan
+
+
+def _note_lacking(cache: Cache, lease: Lease, found: Lease) -> None:
+    lacking = set(lease.resources).difference(found.resources)
+    if lacking:
+        names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
+        text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
+        cache.note("lease-incomplete", lease.id, text)
 
 
 async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> list[Lease]:
@@ -89,7 +124,8 @@ def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: 
     counts, doubtful = cache.report.counts, []
     for lease, outcome in zip(plan.leases, outcomes, strict=True):
         checkpoint()
-        counts.leases_created += outcome.is_new
+        # A lease that was found is not new, though a store whose answer got lost may take its own first attempt for its maker.
+        counts.leases_created += outcome.is_new and lease.id not in plan.held
         if not outcome.confirmed:
             doubtful.append(lease)
     counts.leases_existing = len(plan.left_alone) + len(outcomes) - counts.leases_created

@@ -18,7 +18,7 @@ def build(checkpoint: Checkpoint, cache: Cache, target: str, progress: Callable[
     """
     new = NewDatabase.create(target, like=cache.database.path)
     try:
-        cache.database.write(new.fd, new.path, cache.records, checkpoint=checkpoint, progress=progress)
+        cache.database.write(new.fd, new.path, cache.revision, checkpoint=checkpoint, progress=progress)
         verify_pages(PageFile(new.fd, new.path), checkpoint, lost_pages=True)
     except BaseException:
         new.close()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
+from platform import platform, python_version
 from time import perf_counter
 from typing import Any
 
 from asyncmig._version import __version__
+from asyncmig.migration.decisions import Decision
 from asyncmig.migration.progress import Stage
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
 
 
@@ -24,6 +27,11 @@ class Outcome(StrEnum):
     """A dry run: everything was computed, nothing was changed."""
     ALREADY_MIGRATED = "already-migrated"
     NOTHING_TO_DO = "nothing-to-do"
+    COMPLETED = "completed"
+    """An interrupted run had published the new database; what was left to do is done."""
+    ROLLED_BACK = "rolled-back"
+    WOULD_ROLL_BACK = "would-roll-back"
+    """A dry run of a rollback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +44,23 @@ class Notice:
 
 
 @dataclass(slots=True)
+class Leftovers:
+    """What carries v1's label and belongs to no record: keys and digests."""
+
+    snapshots: list[str] = field(default_factory=list)
+    blobs: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Counts:
     """How many of what."""
 
     records: int = 0
+    """Records in the new database."""
+    repaired: int = 0
+    """Decisions that repair something."""
+    dropped: int = 0
+    """Records whose data is gone, or that BuildKit would have dropped, too."""
     holders: int = 0
     """Unfinalised records, whose data is another record's snapshot."""
     blobs: int = 0
@@ -48,16 +69,28 @@ class Counts:
     """Records that got chain IDs."""
     views: int = 0
     """Views that an old daemon has left behind; their labels go, too."""
+    leases: int = 0
+    """Leases that are made, or completed."""
+    snapshots_labelled: int = 0
+    blobs_labelled: int = 0
+    """Snapshots (views included) and blobs whose labels go."""
     leases_created: int = 0
     leases_existing: int = 0
     snapshots_released: int = 0
     blobs_released: int = 0
     views_released: int = 0
+    leases_deleted: int = 0
+    labels_restored: int = 0
+    """By a rollback."""
 
 
 @dataclass(slots=True)
 class Report:
-    """The result of a migration.  ``seconds`` holds the wall time of each stage that ran."""
+    """The result of a migration, or of a rollback.
+
+    ``seconds`` holds the wall time of each stage that ran, ``decisions`` what is done about broken records, ``notices`` what an
+    operator may want to know besides.
+    """
 
     outcome: Outcome
     path: str
@@ -72,11 +105,22 @@ class Report:
     server: str = ""
     counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    leftovers: Leftovers = field(default_factory=Leftovers)
+    bytes_needed: dict[str, int] = field(default_factory=dict)
+    """Free space that is needed at most, in bytes, by a path on each file system concerned."""
+    seconds_expected: float = 0.0
+    """Of a dry run: about how long the migration takes from its beginning to its end."""
+    refused: str = ""
+    """Of a dry run: why the migration would refuse to begin, "" if it would not."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """The options of the run, by name."""
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return {"report_version": REPORT_VERSION, "asyncmig_version": __version__, **asdict(self)}
+        return {**versions(), **asdict(self)}
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
@@ -86,3 +130,13 @@ class Report:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+
+
+def versions() -> dict[str, Any]:
+    """What a report was written by."""
+    return {
+        "report_version": REPORT_VERSION,
+        "asyncmig_version": __version__,
+        "python_version": python_version(),
+        "platform": platform(),
+    }

@@ -1,4 +1,4 @@
-"""Stage resolve: which records are committed, and which is whose parent.
+"""Stage resolve, for semantics that don't repair: which records are committed, and which is whose parent.
 
 The snapshotter knows it of every record that has a snapshot.  A holder has none: it is committed by nature, and takes the
 parent of the mutable record that owns its data.
@@ -54,12 +54,17 @@ def _apply(
 
 def _missing_snapshots(missing: int, total: int, snapshotter: str) -> str:
     if missing == total > 1:
-        return (
-            f"its snapshot does not exist in snapshotter {printable(snapshotter)}, and neither does any other record's "
-            f"({total} in all); check that snapshotter and namespace are those of this cache"
-        )
+        return no_snapshot_at_all(total, snapshotter)
     others = f" (nor do those of {missing - 1} other records)" if missing > 1 else ""
     return f"its snapshot does not exist in snapshotter {printable(snapshotter)}{others}; {ADVICE}"
+
+
+def no_snapshot_at_all(total: int, snapshotter: str) -> str:
+    """What is wrong if none of several records has a snapshot."""
+    return (
+        f"its snapshot does not exist in snapshotter {printable(snapshotter)}, and neither does any other record's "
+        f"({total} in all); check that snapshotter and namespace are those of this cache"
+    )
 
 
 def _resolve_holders(checkpoint: Checkpoint, cache: Cache) -> None:

@@ -57,8 +57,8 @@ def synthesize(
     """Make a v1 cache of an OCI worker with exactly ``records`` records at ``path``.
 
     ``path`` is the worker directory if its name is that of one (``runc-overlayfs``), else a BuildKit root in which
-    ``runc-overlayfs`` is made.  ``bare`` leaves out the files of blobs and the directories of snapshots, which no migration
-    looks at.  ``progress`` is told ``records`` in total.  Blocking.
+    ``runc-overlayfs`` is made.  ``bare`` leaves out the directories of snapshots, which no migration looks at.
+    ``progress`` is told ``records`` in total.  Blocking.
 
     Raises :class:`LayoutError` if the worker directory exists and is not empty, and :class:`StoreError` or
     :class:`DatabaseError` if it cannot be written.  Whatever is raised, also by ``checkpoint``, the worker directory is left
@@ -146,8 +146,8 @@ def _write(inventory: Inventory, directory: str, snapshotter: str, bare: bool, m
 
     externals: list[int] = []
     written = write_file(os.path.join(directory, "workerid"), inventory.worker_id, 0o400)
+    written += write_blobs(blobs, inventory.blobs, meter.checkpoint)
     if not bare:
-        written += write_blobs(blobs, inventory.blobs, meter.checkpoint)
         make_snapshots(snapshots, inventory.snapshots(), snapshotter, meter.tick)
     for name, fills, mode in (
         ("containerdmeta.db", containerd_fills(inventory, snapshotter, meter.tick), 0o644),

@@ -1,0 +1,123 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, TypeVar
+
+import click
+
+from asyncmig.layouts import LAYOUTS
+from asyncmig.migration.decisions import OnBroken
+from asyncmig.migration.semantics import DEFAULT, SEMANTICS
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def cache_options(command: Command) -> Command:
+    """Where the cache is: ``path``, ``layout``, ``snapshotter``, ``namespace``, ``address``, ``containerd_root``,
+    ``concurrency``, ``timeout``."""
+    return _decorated(command, *_CACHE)
+
+
+def semantics_options(command: Command) -> Command:
+    """What to write: ``semantics``, ``on_broken``, ``max_dropped``, ``strip_leftovers``."""
+    return _decorated(command, *_SEMANTICS)
+
+
+def running_options(command: Command) -> Command:
+    """How to run: ``progress`` and ``backend``."""
+    return _decorated(command, *_RUNNING)
+
+
+def report_option(command: Command) -> Command:
+    """Where the report goes: ``report``."""
+    option = click.option("--report", type=click.Path(), metavar="FILE", help="Write a report in JSON.")
+    return option(command)
+
+
+def check_not_empty(**values: str | None) -> None:
+    """Raise :class:`click.BadParameter` for a path that is given and empty: it would mean the working directory."""
+    for name, value in values.items():
+        if value == "":
+            hint = "PATH" if name == "path" else f"--{name.replace('_', '-')}"
+            raise click.BadParameter("it is empty", param_hint=hint)
+
+
+def _decorated(command: Command, *decorators: Callable[[Any], Any]) -> Command:
+    decorated: Command = reduce(lambda inner, decorator: decorator(inner), reversed(decorators), command)
+    return decorated
+
+
+_CACHE = (
+    click.argument("path", type=click.Path()),
+    click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="Kind of cache."),
+    click.option("--snapshotter", metavar="NAME", help="Told from the directory's name if not given."),
+    click.option(
+        "--namespace",
+        metavar="NS",
+        help="containerd's namespace.  [default: $CONTAINERD_NAMESPACE for a containerd, or buildkit]",
+    ),
+    click.option(
+        "--address",
+        metavar="SOCKET",
+        help="Socket of the running containerd that has the stores.  [default: $CONTAINERD_ADDRESS, or "
+        "/run/containerd/containerd.sock]",
+    ),
+    click.option(
+        "--containerd-root", type=click.Path(), metavar="DIR", help="Root of a stopped containerd that has the stores."
+    ),
+    click.option(
+        "--concurrency",
+        type=click.IntRange(1, 1024),
+        default=16,
+        show_default=True,
+        metavar="N",
+        help="Calls at a time to a running containerd.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, 86400),
+        default=120,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for a running containerd that has gone or does not answer.",
+    ),
+)
+
+_SEMANTICS = (
+    click.option(
+        "--semantics",
+        type=click.Choice(sorted(SEMANTICS)),
+        default=DEFAULT.name,
+        show_default=True,
+        help="What to write: upstream's result without its defects, or exactly that.",
+    ),
+    click.option(
+        "--on-broken",
+        type=click.Choice([choice.value for choice in OnBroken]),
+        default=OnBroken.REPAIR.value,
+        show_default=True,
+        help="What to do about broken records.  Only for hardened semantics, as the next two.",
+    ),
+    click.option(
+        "--max-dropped",
+        type=click.FloatRange(0, 100),
+        default=5,
+        show_default=True,
+        metavar="PERCENT",
+        help="Stop, before anything is changed, if more of the records would be dropped.",
+    ),
+    click.option(
+        "--strip-leftovers",
+        is_flag=True,
+        help="Release what belongs to no record, too, so that it can be collected.  Not if another v1 cache is in the same "
+        "namespace of the same containerd.",
+    ),
+)
+
+_RUNNING = (
+    click.option("--progress", type=click.Choice(["auto", "plain", "json", "none"]), default="auto", show_default=True),
+    click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True, help="Event loop."),
+)

@@ -1,0 +1,75 @@
+"""The file that ``--report`` writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+
+import click
+
+from asyncmig.cli.run import Interrupted
+from asyncmig.errors import IncompleteMigrationError, IncompleteRollbackError, printable
+from asyncmig.migration.report import versions
+
+_CACHE_FILE = re.compile(r".*\.db(\W.*)?|buildkitd\.lock|workerid", re.DOTALL)
+"""Names of the files of a cache: databases with all that may stand beside them (.tmp, .journal, .before), locks and ids."""
+
+
+def check_report_path(path: str | None) -> None:
+    """Refuse a report that can't be written, or that would replace something else, before anything is migrated."""
+    if path is None:
+        return
+    real = os.path.realpath(path)
+    if os.path.isdir(real) or not os.access(os.path.dirname(real), os.W_OK):
+        raise click.BadParameter(f"can't write {printable(path)}", param_hint="--report")
+    # By its name, because at the end the file may be there although it is not now: the new database, which the report would
+    # replace, or which it would be taken for if the migration has failed.  A database of 0 bytes looks like a new report.
+    if any(_CACHE_FILE.fullmatch(os.path.basename(os.path.abspath(p))) for p in (path, real)):
+        raise click.BadParameter(
+            f"{printable(path)} has the name of a file of a cache; choose another name, such as report.json",
+            param_hint="--report",
+        )
+    if os.path.lexists(path) and not _is_report(path):
+        raise click.BadParameter(f"{printable(path)} exists and is not a report; it is left alone", param_hint="--report")
+
+
+def _is_report(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False  # opening a FIFO would wait for its other end
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip().startswith((b'{"report_version"', b'{\n  "report_version"')) or not os.path.getsize(
+                path
+            )
+    except OSError:
+        return False
+
+
+def write_report(path: str | None, content: dict[str, object]) -> None:
+    """Write the report, if one is wanted; what fails is only warned of, because the work is done."""
+    if path is None:
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            click.echo(f"asyncmig: warning: no report: {printable(path)}: {error.strerror}", err=True)
+
+
+def failure(error: Exception) -> dict[str, object]:
+    """The report of a command that has failed."""
+    outcomes: dict[type[Exception], str] = {
+        IncompleteMigrationError: "incomplete",
+        IncompleteRollbackError: "incomplete",
+        Interrupted: "interrupted",
+    }
+    return {
+        **versions(),
+        "outcome": outcomes.get(type(error), "failed"),
+        "error": str(error),
+        "error_type": type(error).__name__,
+    }

@@ -1,0 +1,102 @@
+"""``asyncmig verify``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import click
+
+import asyncmig
+from asyncmig.cli.options import cache_options, check_not_empty, running_options
+from asyncmig.cli.output import writing_output
+from asyncmig.cli.progress import show_progress
+from asyncmig.cli.run import run
+from asyncmig.errors import printable
+from asyncmig.migration.findings import Finding, Verification
+
+EXIT_FINDINGS = 3
+_MOST = 5
+"""Findings of one kind that are shown."""
+
+
+@click.command()
+@cache_options
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as a JSON object.")
+@running_options
+def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any) -> int:
+    """Check the v2 cache at PATH, migrated or not; change nothing.
+
+    Would BuildKit load every record, is its data there, does its lease hold it; are chain IDs, sizes, media types and the
+    index what they must be; what is kept that nobody owns.  buildkitd must be stopped.
+
+    Exit code 0 if nothing is wrong with the records, 3 if something is.  Remarks concern what belongs to no record, and in a
+    containerd may belong to others; they don't change the exit code.
+    """
+    check_not_empty(path=path, containerd_root=options["containerd_root"])
+    with show_progress(progress) as shown:
+        function = partial(asyncmig.verify, path, asyncmig.Options(**options), progress=shown)
+        result = run(function, backend=backend, on_signal=shown.interrupted)
+    with writing_output():
+        if as_json:
+            click.echo(json.dumps(result.to_dict()))
+        else:
+            _print(result)
+    return 0 if result.clean else EXIT_FINDINGS
+
+
+def _print(result: Verification) -> None:
+    found = len(result.findings)
+    headline = "clean" if result.clean else f"{found} finding{'s' if found > 1 else ''}"
+    click.echo(f"{headline}: {printable(result.path)}")
+    for name, text in _facts(result):
+        click.echo(f"  {name + ':':<16}{text}")
+    _print_findings("", result.findings)
+    _print_findings("remark: ", result.remarks)
+
+
+def _facts(result: Verification) -> Iterator[tuple[str, str]]:
+    counts = result.counts
+    yield (
+        "records",
+        (
+            f"{counts.records}: {counts.committed} committed, {counts.holders} of them not finalised; "
+            f"{counts.mutable} mutable; {counts.lazy} not extracted yet"
+        ),
+    )
+    yield "snapshots", str(counts.snapshots)
+    yield (
+        "blobs",
+        (
+            f"{counts.owned_blobs} of records ({_size(counts.owned_bytes)}), "
+            f"{counts.unowned_blobs} others ({_size(counts.unowned_bytes)})"
+        ),
+    )
+    yield "leases", str(counts.leases)
+    yield "stores", f"snapshotter {printable(result.snapshotter)}, namespace {printable(result.namespace)}"
+    if result.address:
+        yield "containerd", f"{printable(result.server)}, running, at {printable(result.address)}"
+    yield "time", f"{result.seconds:.2f} s"
+
+
+def _print_findings(prefix: str, findings: list[Finding]) -> None:
+    code = attrgetter("code")
+    for kind, group in groupby(sorted(findings, key=code), key=code):
+        same = list(group)
+        click.echo(f"  {prefix}{kind} ({len(same)})")
+        for finding in same[:_MOST]:
+            click.echo(f"    {printable(finding.name)}: {finding.text}")
+        if len(same) > _MOST:
+            click.echo(f"    and {len(same) - _MOST} more (--json has all)")
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

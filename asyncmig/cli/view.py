@@ -1,0 +1,123 @@
+"""A report for people."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import click
+
+from asyncmig.errors import printable
+from asyncmig.migration.decisions import Action
+from asyncmig.migration.report import Outcome, Report
+
+_MOST = 20
+"""Decisions, and notices, that are shown."""
+
+_HEADLINES = {
+    Outcome.MIGRATED: "migrated",
+    Outcome.COMPLETED: "migration completed:",
+    Outcome.WOULD_MIGRATE: "plan: would migrate",
+    Outcome.ALREADY_MIGRATED: "already migrated:",
+    Outcome.NOTHING_TO_DO: "nothing to do, no metadata.db in",
+    Outcome.ROLLED_BACK: "rolled back",
+    Outcome.WOULD_ROLL_BACK: "dry run: would roll back",
+}
+_NEXT = {
+    Outcome.MIGRATED: "next: start the new daemon. metadata.db was left as it is; keep it until you are satisfied, "
+    "'asyncmig rollback' needs it",
+    Outcome.ROLLED_BACK: "metadata.db is as it was, and so are the labels; metadata_v2.db is now metadata_v2.db.rolled-back",
+}
+_PREPARED = (Outcome.MIGRATED, Outcome.WOULD_MIGRATE)
+
+
+def print_report(report: Report, seconds: float) -> None:
+    """Print it."""
+    click.echo(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
+    for name, text in _facts(report, seconds):
+        click.echo(f"  {name + ':':<16}{text}")
+    _print_decisions(report)
+    for notice in report.notices[:_MOST]:
+        about = f"record {printable(notice.record)}: " if notice.record else ""
+        click.echo(f"  note: {about}{notice.text}")
+    if len(report.notices) > _MOST:
+        click.echo(f"  and {len(report.notices) - _MOST} more notes (--report has all)")
+    if report.refused:
+        click.echo(f"the migration would refuse to begin: {report.refused}")
+    elif report.outcome in _NEXT:
+        click.echo(_NEXT[report.outcome])
+
+
+def _print_decisions(report: Report) -> None:
+    for action in Action:
+        decisions = [decision for decision in report.decisions if decision.action is action]
+        if not decisions:
+            continue
+        codes = Counter(decision.code.value for decision in decisions)
+        click.echo(f"  {action.value + ':':<16}{', '.join(f'{count} {code}' for code, count in sorted(codes.items()))}")
+        for decision in decisions[:_MOST]:
+            click.echo(f"    {printable(decision.record)}: {decision.text}")
+        if len(decisions) > _MOST:
+            click.echo(f"    and {len(decisions) - _MOST} more (--report has all)")
+
+
+def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
+    counts = report.counts
+    if report.outcome in _PREPARED:
+        yield "records", f"{counts.records}, {counts.holders} of them not finalised (they share another record's snapshot)"
+        yield "layers", f"{counts.blobs} with a blob, {counts.chains} with new chain IDs"
+    match report.outcome:
+        case Outcome.MIGRATED:
+            yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
+            yield "labels removed", _removed(report)
+        case Outcome.COMPLETED:
+            yield "labels removed", _removed(report)
+        case Outcome.WOULD_MIGRATE:
+            yield from _plan(report)
+        case Outcome.ROLLED_BACK:
+            yield "labels", f"{counts.labels_restored} put back"
+            yield "leases", f"{counts.leases_deleted} deleted"
+        case Outcome.WOULD_ROLL_BACK:
+            yield "labels", f"{counts.snapshots_labelled + counts.blobs_labelled} would be put back"
+            yield "leases", f"{counts.leases} would be deleted"
+        case _:
+            return
+    yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
+    if report.address:
+        yield "containerd", f"{printable(report.server)}, running, at {printable(report.address)}"
+    yield "semantics", report.semantics
+    yield "time", f"{seconds:.2f} s"
+
+
+def _removed(report: Report) -> str:
+    counts = report.counts
+    if report.outcome is Outcome.COMPLETED:
+        return f"from {counts.snapshots_released} snapshots and {counts.blobs_released} blobs"
+    views = f"{counts.views_released} views that were left behind"
+    return f"from {counts.snapshots_released} snapshots, {counts.blobs_released} blobs and {views}"
+
+
+def _plan(report: Report) -> Iterator[tuple[str, str]]:
+    counts = report.counts
+    yield "leases", f"{counts.leases} to be made or completed"
+    yield (
+        "labels",
+        (
+            f"to be removed from {counts.snapshots_labelled} snapshots, {counts.views} of them views that were left behind, "
+            f"and {counts.blobs_labelled} blobs"
+        ),
+    )
+    if report.edited:
+        yield "would edit", ", ".join(map(printable, report.edited))
+    if report.address:
+        yield "would change", f"leases and labels in namespace {printable(report.namespace)} of this containerd"
+    yield (
+        "would make",
+        ", ".join(printable(os.path.join(report.path, name)) for name in ("metadata_v2.db", "metadata_v2.db.journal")),
+    )
+    yield "would take", f"about {max(1.0, report.seconds_expected):,.0f} s, and up to {_room(report)}"
+
+
+def _room(report: Report) -> str:
+    return " and ".join(f"{size / 1e6:,.1f} MB at {printable(path)}" for path, size in report.bytes_needed.items())

@@ -1,0 +1,78 @@
+"""Has a daemon worked on a cache since it was migrated?"""
+
+from __future__ import annotations
+
+import os
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.concurrency import in_thread
+from asyncmig.errors import AsyncmigError, DatabaseLockedError, printable
+from asyncmig.layouts import Layout
+from asyncmig.migration.journal import Journal, fingerprint
+from asyncmig.migration.report import Notice, Report
+from asyncmig.opening import open_stores
+from asyncmig.paths import exists
+from asyncmig.stores.fanout import no_progress
+
+_REMEDY = (
+    "what it has built since is not in metadata_v2.db, and labels that it has put back keep things for ever. Stop it for good. "
+    "While no newer daemon has used the cache, 'asyncmig rollback' and a new migration take everything over; after that remove "
+    "metadata.db, and see what 'asyncmig verify' finds"
+)
+
+
+async def look_at_finished(layout: Layout, journal: Journal | None, report: Report) -> None:
+    """Report what an operator must know of a cache that is migrated already.  Changes nothing, and never fails for it."""
+    if not await in_thread(lambda _: exists(layout.v1)):
+        return
+    await in_thread(_look_at_v2, layout, report)
+    if journal is not None and journal.is_rolling_back:
+        text = "a rollback was begun and is not complete; run 'asyncmig rollback' again"
+        report.notices.append(Notice("rollback-incomplete", "", text))
+        return
+    traces = await in_thread(_changes_of_v1, layout, journal)
+    labels = await _labels_put_back(layout, journal) if journal is not None else 0
+    if labels:
+        traces.append(f"{labels} snapshots carry the label again that the migration has removed")
+    if traces:
+        text = f"an old daemon has run since the migration ({'; '.join(traces)}): {_REMEDY}"
+        report.notices.append(Notice("old-daemon-ran", "", text))
+
+
+def _look_at_v2(_: Checkpoint, layout: Layout, report: Report) -> None:
+    """Its mere existence counts, as for BuildKit; but an operator wants to know of a file that is no database."""
+    try:
+        MetadataDb.open(layout.v2).close()
+    except DatabaseLockedError:
+        pass  # the new daemon is running
+    except AsyncmigError as error:
+        text = f"{error}; if no new daemon has used it yet, remove it and migrate again"
+        report.notices.append(Notice("v2-unusable", "", text))
+
+
+def _changes_of_v1(_: Checkpoint, layout: Layout, journal: Journal | None) -> list[str]:
+    """How metadata.db shows that somebody has written it since; nothing but an old daemon does."""
+    v1 = printable(layout.v1)
+    try:
+        if journal is not None:
+            return [] if fingerprint(layout.v1) == journal.v1 else [f"{v1} has changed"]
+        is_newer = os.stat(layout.v1).st_mtime_ns > os.stat(layout.v2).st_mtime_ns
+    except (AsyncmigError, OSError):
+        return []
+    return [f"{v1} was written after metadata_v2.db"] if is_newer else []
+
+
+async def _labels_put_back(layout: Layout, journal: Journal) -> int:
+    """An old daemon labels all snapshots of its records when it starts, whether it builds something or not.
+
+    0 where the stores can't be looked into at the moment: a newer daemon that runs has them locked.
+    """
+    if not journal.is_complete:
+        return 0
+    try:
+        async with open_stores(layout, writable=False, concurrency=1, patience=0, progress=no_progress) as opened:
+            rooted = await opened.stores.snapshots.list_all(rooted=True)
+    except AsyncmigError:
+        return 0
+    return await in_thread(lambda _: sum(1 for info in rooted if info.name in journal.snapshots))

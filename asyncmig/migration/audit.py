@@ -1,0 +1,102 @@
+"""The check of a v2 cache: what BuildKit would load of it, whether the data is there, and whether it is protected.
+
+Everything is read first; the checks, one function a subject, then work on what was read.  Nothing is changed, ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.buildkit.v2 import read_records
+from asyncmig.concurrency import in_thread
+from asyncmig.errors import LayoutError, printable
+from asyncmig.migration.audit_records import check_chains, check_index, check_loading
+from asyncmig.migration.audit_state import CacheState, Findings
+from asyncmig.migration.audit_stores import check_blobs, check_labels, check_leases, check_snapshots, remark_unowned
+from asyncmig.migration.findings import Inventory, Verification
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.stores.ports import ContentInfo, Stores
+
+
+async def audit(database: MetadataDb, stores: Stores, result: Verification, progress: Progress) -> None:
+    """Check the cache and put into ``result`` what is found.
+
+    Raises :class:`DatabaseError` for a file that can't be read, :class:`StoreError`, and :class:`LayoutError` if none of the
+    records has a snapshot: then this is the wrong place.  A cancellation takes effect at once.
+    """
+    state = CacheState(stores.snapshots.snapshotter, is_shared=stores.snapshots.shared)
+    progress.stage(Stage.READ, None)
+    await in_thread(_read, state, database, progress)
+    progress.stage(Stage.RESOLVE, None)
+    await in_thread(state.note_snapshots, await stores.snapshots.list_all())
+    await in_thread(_check_place, state, database)
+    progress.stage(Stage.BLOBS, None)
+    await in_thread(state.note_blobs, await stores.content.list_all())
+    owned = await in_thread(_owned_blobs, state)
+    await in_thread(state.note_heads, owned, await stores.content.head_many(owned))
+    progress.stage(Stage.LEASES, None)
+    await in_thread(state.note_leases, await stores.leases.list_all())
+    progress.stage(Stage.VERIFY, None)
+    await in_thread(_check, state, database, result)
+
+
+def _read(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, progress: Progress) -> None:
+    database.check_pages(checkpoint)
+    state.records = read_records(database, checkpoint=checkpoint, progress=progress.advance)
+    for record in state.records:
+        checkpoint()
+        state.by_id[record.id] = record
+
+
+def _check_place(checkpoint: Checkpoint, state: CacheState, database: MetadataDb) -> None:
+    wanted = [record.snapshot for record in state.records if not record.is_holder and not record.blob_only]
+    checkpoint()
+    if len(wanted) > 1 and not any(name in state.snapshots for name in wanted):
+        raise LayoutError(
+            f"{printable(database.path)}: none of {len(wanted)} records has its snapshot in snapshotter "
+            f"{printable(state.snapshotter)}; check that snapshotter and namespace are those of this cache"
+        )
+
+
+def _owned_blobs(checkpoint: Checkpoint, state: CacheState) -> list[ContentInfo]:
+    found = {}
+    for record in state.records:
+        checkpoint()
+        if record.blob in state.blobs:
+            found[record.blob] = state.blobs[record.blob]
+    return list(found.values())
+
+
+def _check(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, result: Verification) -> None:
+    findings = Findings(result.findings, result.remarks)
+    check_loading(checkpoint, state, findings)
+    check_snapshots(checkpoint, state, findings)
+    check_leases(checkpoint, state, findings)
+    check_blobs(checkpoint, state, findings)
+    check_chains(checkpoint, state, findings)
+    check_index(checkpoint, state, database.index_entries(checkpoint), findings)
+    check_labels(checkpoint, state, findings)
+    remark_unowned(checkpoint, state, findings)
+    result.counts = _count(checkpoint, state)
+
+
+def _count(checkpoint: Checkpoint, state: CacheState) -> Inventory:
+    counts = Inventory(records=len(state.records), snapshots=len(state.snapshots), blobs=len(state.blobs))
+    counts.leases = len(state.leases)
+    for record in state.records:
+        checkpoint()
+        counts.committed += record.committed
+        counts.holders += record.is_holder
+        counts.mutable += not record.committed
+        counts.lazy += record.blob_only
+    owned = _owned_blobs(checkpoint, state)
+    counts.owned_blobs, counts.owned_bytes = len(owned), _sum(owned)
+    counts.unowned_blobs = counts.blobs - counts.owned_blobs
+    counts.unowned_bytes = _sum(state.blobs.values()) - counts.owned_bytes
+    return counts
+
+
+def _sum(blobs: Iterable[ContentInfo] | Sequence[ContentInfo]) -> int:
+    return sum(blob.size for blob in blobs)

@@ -1,0 +1,68 @@
+"""What a check of a v2 cache works on: the records, and what the stores have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.v2 import V2Record
+from asyncmig.migration.findings import Fault, Finding, Remark
+from asyncmig.stores.ports import ContentInfo, Lease, SnapshotInfo
+
+
+@dataclass(slots=True)
+class CacheState:
+    """Records in the order of their ids; snapshots, blobs and leases by name.
+
+    ``heads`` has the first bytes of the records' blobs, ``None`` for one whose data is not there.
+    """
+
+    snapshotter: str
+    is_shared: bool
+    records: list[V2Record] = field(default_factory=list)
+    by_id: dict[str, V2Record] = field(default_factory=dict)
+    snapshots: dict[str, SnapshotInfo] = field(default_factory=dict)
+    blobs: dict[str, ContentInfo] = field(default_factory=dict)
+    heads: dict[str, bytes | None] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+
+    def note_snapshots(self, checkpoint: Checkpoint, found: Sequence[SnapshotInfo]) -> None:
+        """Take the snapshots that were listed."""
+        for info in found:
+            checkpoint()
+            self.snapshots[info.name] = info
+
+    def note_blobs(self, checkpoint: Checkpoint, found: Sequence[ContentInfo]) -> None:
+        """Take the blobs that were listed."""
+        for info in found:
+            checkpoint()
+            self.blobs[info.digest] = info
+
+    def note_heads(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo], heads: Sequence[bytes | None]) -> None:
+        """Take the first bytes of blobs."""
+        for blob, head in zip(blobs, heads, strict=True):
+            checkpoint()
+            self.heads[blob.digest] = head
+
+    def note_leases(self, checkpoint: Checkpoint, found: Sequence[Lease]) -> None:
+        """Take the leases that were listed."""
+        for lease in found:
+            checkpoint()
+            self.leases[lease.id] = lease
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Where findings and remarks go."""
+
+    findings: list[Finding]
+    remarks: list[Finding]
+
+    def fault(self, code: Fault, name: str, text: str) -> None:
+        """Something is wrong with a record."""
+        self.findings.append(Finding(code.value, name, text))
+
+    def remark(self, code: Remark, name: str, text: str) -> None:
+        """Something is worth knowing."""
+        self.remarks.append(Finding(code.value, name, text))

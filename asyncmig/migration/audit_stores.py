@@ -1,0 +1,227 @@
+"""Checks of the records against the stores: is the data there, is it protected, and is anything kept that nobody owns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.v2 import V2Record
+from asyncmig.errors import printable
+from asyncmig.migration.audit_state import CacheState, Findings
+from asyncmig.migration.blobs import is_digest
+from asyncmig.migration.findings import Fault, Remark
+from asyncmig.migration.media import compression_of, media_type_of
+from asyncmig.migration.protect import FLAT
+from asyncmig.migration.release import EXPIRE, is_expired
+from asyncmig.stores.ports import GC_ROOT, Kind, Lease, Resource
+
+_TEMPORARY = "buildkit/lease.temporary"
+"""Label of the leases that BuildKit deletes when it starts."""
+_BESIDE_A_RECORD = ("-view", "-variants")
+"""What BuildKit adds to a record's id for further leases of it."""
+_HISTORY = "ref_"
+"""How the ids of leases of the build history begin."""
+
+
+def check_snapshots(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+    """Each committed record that has a snapshot of its own: is it there, committed, and built on the right one?"""
+    for record in state.records:
+        checkpoint()
+        if not record.committed or record.is_holder or record.blob_only or record.deleted:
+            continue
+        found = state.snapshots.get(record.snapshot)
+        if found is None:
+            findings.fault(Fault.SNAPSHOT_MISSING, record.id, f"its snapshot {printable(record.snapshot)} does not exist")
+        elif found.kind is not Kind.COMMITTED:
+            text = f"it is committed, but its snapshot {printable(record.snapshot)} is {found.kind.name.lower()}"
+            findings.fault(Fault.SNAPSHOT_ACTIVE, record.id, text)
+        elif not record.parents:
+            _check_parent(state, findings, record, found.parent)
+
+
+def _check_parent(state: CacheState, findings: Findings, record: V2Record, actual: str) -> None:
+    parent = state.by_id.get(record.parent)
+    if (parent is None and record.parent) or (parent is not None and (parent.blob_only or parent.parents or parent.is_holder)):
+        return  # reported otherwise, or without a snapshot that could be told
+    expected = parent.snapshot if parent else ""
+    if actual != expected:
+        text = f"its snapshot is built on {printable(actual) or 'nothing'}, its parent's is {printable(expected) or 'none'}"
+        findings.fault(Fault.PARENT_MISMATCH, record.id, text)
+
+
+# -- leases
+
+
+def check_leases(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+    """Is what each record has held by its lease, and does every lease have its record?"""
+    now = datetime.now(UTC)
+    for record in state.records:
+        checkpoint()
+        lease = state.leases.get(record.id)
+        if record.is_holder:
+            _check_surplus(state, findings, record, lease)
+        elif not record.deleted:
+            _check_lease(state, findings, record, lease, now)
+    for lease in state.leases.values():
+        checkpoint()
+        if lease.id not in state.by_id:
+            _check_foreign(state, findings, lease)
+
+
+def _check_surplus(state: CacheState, findings: Findings, record: V2Record, lease: Lease | None) -> None:
+    if lease is not None and _snapshot(state, record) in lease.resources and record.snapshot not in state.snapshots:
+        text = (
+            "it is not finalised, and its lease holds a snapshot that does not exist; if it never is, nobody deletes the lease"
+        )
+        findings.fault(Fault.LEASE_SURPLUS, record.id, text)
+
+
+def _check_lease(state: CacheState, findings: Findings, record: V2Record, lease: Lease | None, now: datetime) -> None:
+    needed = _needed(state, record)
+    if not needed:
+        return
+    if lease is None:
+        findings.fault(Fault.LEASE_MISSING, record.id, "it has no lease; the next garbage collection takes its data")
+        return
+    if is_expired(lease, now):
+        findings.fault(Fault.LEASE_EXPIRED, record.id, f"its lease has expired ({EXPIRE}); containerd removes it")
+    lacking = [resource for resource in needed if resource not in lease.resources]
+    if lacking:
+        names = ", ".join(printable(f"{resource.type} {resource.id}") for resource in lacking)
+        findings.fault(Fault.LEASE_INCOMPLETE, record.id, f"its lease lacks {names}; the next garbage collection takes that")
+    if FLAT not in lease.labels:
+        findings.remark(Remark.LEASE_NOT_FLAT, record.id, f"its lease has no label {FLAT}, so it protects more than it must")
+
+
+def _needed(state: CacheState, record: V2Record) -> list[Resource]:
+    """What the lease of a record must hold, of what there is: what is missing is reported as such."""
+    needed = []
+    if record.snapshot in state.snapshots and not record.blob_only:
+        needed.append(_snapshot(state, record))
+    if record.blob in state.blobs and not record.blob_only:
+        needed.append(Resource("content", record.blob))
+    return needed
+
+
+def _snapshot(state: CacheState, record: V2Record) -> Resource:
+    return Resource(f"snapshots/{state.snapshotter}", record.snapshot)
+
+
+def _check_foreign(state: CacheState, findings: Findings, lease: Lease) -> None:
+    if _is_of_buildkit(state, lease):
+        return
+    text = "the lease has no record"
+    is_of_a_record = FLAT in lease.labels and EXPIRE not in lease.labels
+    if is_of_a_record and not state.is_shared:
+        findings.fault(Fault.LEASE_WITHOUT_RECORD, lease.id, f"{text}; nobody ever deletes it, or what it holds")
+    else:
+        findings.remark(Remark.LEASE_WITHOUT_RECORD, lease.id, text)
+
+
+def _is_of_buildkit(state: CacheState, lease: Lease) -> bool:
+    """Whether the lease is one of those that BuildKit has besides those of its records."""
+    if _TEMPORARY in lease.labels or lease.id.startswith(_HISTORY):
+        return True
+    return any(lease.id.endswith(end) and lease.id.removesuffix(end) in state.by_id for end in _BESIDE_A_RECORD)
+
+
+# -- blobs
+
+
+def check_blobs(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+    """Each record with a blob: is it there, and is it what the record says?"""
+    for record in state.records:
+        checkpoint()
+        if record.blob:
+            _check_description(findings, record)
+        if record.blob and not record.blob_only:
+            _check_blob(state, findings, record)
+
+
+def _check_description(findings: Findings, record: V2Record) -> None:
+    if not is_digest(record.blob):
+        findings.fault(Fault.BLOB_MALFORMED, record.id, f"its blob {printable(record.blob)} is no digest")
+    if not record.diff_id:
+        findings.fault(Fault.DIFFID_MISSING, record.id, "it has a blob but no diffID")
+    if record.blob_size < 0:
+        text = "the size of its blob is not recorded; exporting or pushing it fails, or writes a manifest with size -1"
+        findings.fault(Fault.SIZE_MISSING, record.id, text)
+
+
+def _check_blob(state: CacheState, findings: Findings, record: V2Record) -> None:
+    found = state.blobs.get(record.blob)
+    if found is None:
+        findings.fault(Fault.BLOB_MISSING, record.id, f"its blob {printable(record.blob)} is not in the content store")
+        return
+    head = state.heads.get(record.blob)
+    if head is None:
+        text = f"the data of its blob {record.blob} is missing, or is not as long as the content store has it"
+        findings.fault(Fault.BLOB_DATA_MISSING, record.id, text)
+        return
+    if 0 <= record.blob_size != found.size:
+        text = f"the size of its blob is recorded as {record.blob_size}, and is {found.size} bytes"
+        findings.fault(Fault.SIZE_WRONG, record.id, text)
+    _check_media_type(findings, record, head)
+
+
+def _check_media_type(findings: Findings, record: V2Record, head: bytes) -> None:
+    if not record.media_type:
+        return  # BuildKit since v0.10 tells it from the blob
+    said, actual = compression_of(record.media_type), media_type_of(head)
+    if said is None:
+        text = f"its media type {printable(record.media_type)} is not one that is known for layers"
+        findings.remark(Remark.MEDIA_TYPE_UNKNOWN, record.id, text)
+    elif said is not compression_of(actual):
+        text = f"its media type is {printable(record.media_type)}, its blob begins as {actual}"
+        findings.fault(Fault.MEDIA_TYPE_WRONG, record.id, text)
+
+
+# -- what is kept
+
+
+def check_labels(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+    """What carries v1's label is never collected."""
+    of_records = {record.snapshot for record in state.records if not record.is_holder}
+    blobs_of_records = {record.blob for record in state.records}
+    for kind, owned, infos in (
+        ("snapshot", of_records, {name: info.root for name, info in state.snapshots.items()}),
+        ("blob", blobs_of_records, {name: info.root for name, info in state.blobs.items()}),
+    ):
+        for name, root in infos.items():
+            checkpoint()
+            if root is not None and name in owned:
+                text = f"this {kind} belongs to a record and carries v1's label {GC_ROOT}; it is never collected"
+                findings.fault(Fault.LABEL_LEFT, name, text)
+            elif root is not None:
+                text = f"this {kind} belongs to no record and carries v1's label {GC_ROOT}; it is never collected"
+                findings.remark(Remark.LABEL_WITHOUT_RECORD, name, text)
+
+
+def remark_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+    """What neither a record, a lease nor a label keeps.  (What refers to it by labels is not known here.)"""
+    held = {resource for lease in state.leases.values() for resource in lease.resources}
+    checkpoint()
+    kept = {record.snapshot for record in state.records}
+    kept.update(name for name, info in state.snapshots.items() if info.root is not None)
+    kept.update(resource.id for resource in held if resource.type == f"snapshots/{state.snapshotter}")
+    needed = _with_ancestors(checkpoint, state, kept)
+    for name in state.snapshots:
+        checkpoint()
+        if name not in needed:
+            findings.remark(Remark.SNAPSHOT_UNOWNED, name, "nothing keeps this snapshot")
+    blobs = {record.blob for record in state.records} | {resource.id for resource in held if resource.type == "content"}
+    for name, blob in state.blobs.items():
+        checkpoint()
+        if name not in blobs and blob.root is None:
+            findings.remark(Remark.BLOB_UNOWNED, name, f"nothing that is known keeps this blob of {blob.size} bytes")
+
+
+def _with_ancestors(checkpoint: Checkpoint, state: CacheState, names: set[str]) -> set[str]:
+    needed: set[str] = set()
+    for name in names:
+        checkpoint()
+        link = name
+        while link in state.snapshots and link not in needed:
+            needed.add(link)
+            link = state.snapshots[link].parent
+    return needed

@@ -1,0 +1,36 @@
+"""Completing a migration that was interrupted after it had published its database: only the labels are left."""
+
+from __future__ import annotations
+
+from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.errors import IncompleteMigrationError
+from asyncmig.migration.journal import Journal, JournalFile
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.release import ReleasePlan, release
+from asyncmig.migration.report import Notice, Report
+from asyncmig.stores.ports import Stores
+
+
+async def complete(journal: Journal, file: JournalFile, stores: Stores, report: Report, progress: Progress) -> None:
+    """Remove the labels that the journal names.
+
+    They are safe to go: the database was published after all leases had been verified, and what a newer daemon has changed
+    since is protected by its own leases.  What is not there any more, that daemon has removed.
+
+    Not interrupted by any cancellation.  Raises :class:`IncompleteMigrationError`.
+    """
+    plan = await in_thread(lambda _: ReleasePlan(snapshots=list(journal.snapshots), blobs=list(journal.blobs)))
+
+    async def work() -> None:
+        progress.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs))
+        with report.timed(Stage.RELEASE):
+            await release(report.counts, stores, plan)
+        await in_thread(lambda _: file.note_complete())
+
+    progress.uncancellable()
+    try:
+        await run_uncancellable(work, on_cancel=progress.cancel_deferred)
+    except Exception as error:
+        raise IncompleteMigrationError(Stage.RELEASE, error) from error
+    text = "an earlier run was interrupted after it had published the new database; the labels that were left are removed"
+    report.notices.append(Notice("interrupted-before", "", text))

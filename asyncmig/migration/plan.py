@@ -1,0 +1,50 @@
+"""What a migration would change, one change at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.metadata import IndexChange, RecordChange
+from asyncmig.migration.pipeline import Pipeline
+from asyncmig.stores.ports import GC_ROOT, Resource
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChange:
+    """A lease that is made (``is_new``), with the names of its labels, or completed: with the resources that it gets."""
+
+    lease: str
+    is_new: bool
+    labels: tuple[str, ...]
+    resources: tuple[Resource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelChange:
+    """A label that goes: ``kind`` is ``snapshot`` or ``blob``, ``name`` its key or digest, ``value`` that of the label."""
+
+    kind: str
+    name: str
+    label: str
+    value: str
+
+
+Change = RecordChange | IndexChange | LeaseChange | LabelChange
+
+
+def changes(checkpoint: Checkpoint, pipeline: Pipeline) -> Iterator[Change]:
+    """What the prepared migration would change: records, index entries, leases, labels."""
+    yield from pipeline.cache.database.changes(pipeline.cache.revision, checkpoint=checkpoint)
+    for lease in pipeline.leases.leases:
+        checkpoint()
+        before = pipeline.leases.held.get(lease.id)
+        lacking = tuple(resource for resource in lease.resources if before is None or resource not in before)
+        if lacking or before is None:
+            yield LeaseChange(lease.id, before is None, tuple(lease.labels) if before is None else (), lacking)
+    release = pipeline.release
+    for kind, roots in (("snapshot", release.snapshot_roots), ("blob", release.blob_roots)):
+        for name, value in roots.items():
+            checkpoint()
+            yield LabelChange(kind, name, GC_ROOT, value)

@@ -1,0 +1,112 @@
+"""Going back: the stores as they were before the migration, the new database out of the way.
+
+In the reverse order of a migration, with the same rule: nothing loses one protection before it has the other.  Labels first,
+then the new database goes aside, then the leases.  Each step can be repeated; the journal goes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.errors import DatabaseError, IncompleteRollbackError
+from asyncmig.migration.journal import Journal, JournalFile, Resources
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.publish import sync_directory
+from asyncmig.migration.report import Notice, Report
+from asyncmig.stores.ports import GC_ROOT, Lease, Stores
+
+ASIDE = ".rolled-back"
+"""What is added to the name of a database that was moved aside."""
+
+
+class Rollback:
+    """One rollback, from the journal of a migration.  ``target`` is the path of the v2 database, which may not be there."""
+
+    def __init__(self, journal: Journal, target: str, stores: Stores, report: Report, progress: Progress) -> None:
+        self._journal = journal
+        self._file = JournalFile(target)
+        self._target = target
+        self._stores = stores
+        self._report = report
+        self._progress = progress
+
+    def count(self, _: Checkpoint) -> None:
+        """Report what is to be done."""
+        counts, journal = self._report.counts, self._journal
+        counts.leases = sum(1 for before in journal.leases.values() if before is None)
+        counts.snapshots_labelled, counts.blobs_labelled = len(journal.snapshots), len(journal.blobs)
+
+    async def run(self) -> None:
+        """Do it.  Not interrupted by any cancellation.  Raises :class:`IncompleteRollbackError`."""
+        self._progress.uncancellable()
+        await run_uncancellable(self._run, on_cancel=self._progress.cancel_deferred)
+
+    async def _run(self) -> None:
+        # A change already: from now on no migration completes what an earlier one has left.
+        await in_thread(lambda _: self._file.note_rollback())
+        await self._step(Stage.RESTORE, self._restore_labels)
+        await self._step(Stage.WITHDRAW, lambda: in_thread(self._withdraw))
+        await self._step(Stage.UNPROTECT, self._remove_leases)
+
+    async def _step(self, stage: Stage, step: Callable[[], Awaitable[None]]) -> None:
+        self._progress.stage(stage, None)
+        try:
+            with self._report.timed(stage):
+                await step()
+        except Exception as error:
+            raise IncompleteRollbackError(stage, error) from error
+
+    async def _restore_labels(self) -> None:
+        journal, stores = self._journal, self._stores
+        labels = await in_thread(lambda _: (list(journal.snapshots.items()), list(journal.blobs.items())))
+        snapshots = await stores.snapshots.set_label_many(labels[0], GC_ROOT)
+        blobs = await stores.content.set_label_many(labels[1], GC_ROOT)
+        self._report.counts.labels_restored = sum(snapshots) + sum(blobs)
+        lost = len(snapshots) + len(blobs) - self._report.counts.labels_restored
+        if lost:
+            text = f"{lost} snapshots and blobs whose labels were to be restored are gone; somebody else has removed them"
+            self._report.notices.append(Notice("vanished", "", text))
+
+    def _withdraw(self, _: Checkpoint) -> None:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._target, self._target + ASIDE)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._target + ".tmp")
+            sync_directory(os.path.dirname(self._target))
+        except OSError as error:
+            raise DatabaseError(self._target, f"cannot move it aside: {error.strerror}") from error
+
+    async def _remove_leases(self) -> None:
+        ours, completed, before = await in_thread(self._leases)
+        added = await in_thread(self._added, before, await self._stores.leases.list_many(completed))
+        await self._stores.leases.remove_resources_many(added)
+        await self._stores.leases.delete_many(ours)
+        self._report.counts.leases_deleted = len(ours)
+        await in_thread(lambda _: self._file.remove())
+
+    def _leases(self, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[Resources]]:
+        """The leases that the migration made, and those that it completed, with what these held before."""
+        ours, completed, before = [], [], []
+        for lease_id, held in self._journal.leases.items():
+            checkpoint()
+            if held is None:
+                ours.append(lease_id)
+            else:
+                completed.append(lease_id)
+                before.append(held)
+        return ours, completed, before
+
+    def _added(self, checkpoint: Checkpoint, before: list[Resources], found: list[Lease | None]) -> list[Lease]:
+        """What the migration has added to leases that were there before."""
+        added = []
+        for held, lease in zip(before, found, strict=True):
+            checkpoint()
+            resources = tuple(resource for resource in lease.resources if resource not in held) if lease else ()
+            if lease and resources:
+                added.append(Lease(lease.id, {}, resources))
+        return added

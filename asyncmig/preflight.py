@@ -1,0 +1,70 @@
+"""What can be known before a migration begins: whether it has room, what would stop it, how long it takes."""
+
+from __future__ import annotations
+
+import os
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.errors import StoreError, printable
+from asyncmig.layouts import Layout
+from asyncmig.migration.pipeline import Pipeline
+from asyncmig.migration.report import Notice, Report
+from asyncmig.opening import OpenStores
+
+_V2_BYTES_PER_RECORD = 1536
+"""About what the v2 keys of a record and their index entries take at most, page fill included."""
+_JOURNAL_BYTES_PER_RECORD = 384
+"""A lease, and the labels of a snapshot and of a blob."""
+
+
+def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
+    """Refuse to begin what a full disk would end half-way; notes in the report what is needed.
+
+    Raises :class:`StoreError`.
+    """
+    layout, records = opened.layout, report.counts.records
+    needed: dict[int, int] = {}
+    places: dict[int, str] = {}
+    new = os.stat(layout.v1).st_size + (_V2_BYTES_PER_RECORD + _JOURNAL_BYTES_PER_RECORD) * records
+    for path, size in ((layout.directory, new), *opened.growth(records)):
+        device = os.stat(path).st_dev
+        needed[device] = needed.get(device, 0) + size
+        places.setdefault(device, path)
+    report.bytes_needed = {places[device]: size for device, size in needed.items()}
+    for path, size in report.bytes_needed.items():
+        status = os.statvfs(path)
+        free = status.f_bavail * status.f_frsize
+        if free < size:
+            raise StoreError(
+                f"{printable(path)}: the migration needs up to {_megabytes(size)} of free space on this file system, "
+                f"and there are {_megabytes(free)}"
+            )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, report: Report) -> None:
+    """What else would stop the migration, for a dry run.  Raises :class:`DatabaseError` for a v1 database that is damaged."""
+    database.check(checkpoint)
+    for path in (layout.directory, *layout.edited):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            report.notices.append(Notice("not-writable", "", f"{printable(path)} can't be written; the migration will fail"))
+
+
+_TAIL_AGAINST_PREPARING = 2.0
+"""How long an offline migration takes from building to its end, against what comes before (benchmarks/offline.py)."""
+_CALLS_PER_SECOND = 1000
+"""What a running containerd on a disk of its own has been seen to do of changes (benchmarks/live.py)."""
+
+
+def expected_seconds(_: Checkpoint, pipeline: Pipeline, layout: Layout) -> float:
+    """About how long the whole migration takes, from how long preparing it has taken here, or from the calls it takes."""
+    prepared = sum(pipeline.cache.report.seconds.values())
+    if not layout.address:
+        return prepared * (1 + _TAIL_AGAINST_PREPARING)
+    calls = sum(1 + len(lease.resources) for lease in pipeline.leases.leases)
+    calls += len(pipeline.release.snapshot_roots) + len(pipeline.release.blob_roots)
+    return prepared + calls / _CALLS_PER_SECOND
