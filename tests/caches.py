@@ -11,14 +11,16 @@ from pathlib import Path
 
 from asyncmig.bolt import Bucket, Db
 from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.migration.cache import Cache
+from asyncmig.migration.cache import Cache, Policy
+from asyncmig.migration.completion import complete
+from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress
 from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.semantics import UPSTREAM, Semantics
-from asyncmig.stores.memory import MemoryBlob, MemorySnapshot, MemoryStores
+from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot, MemoryStores
 from asyncmig.stores.offline import codec
-from asyncmig.stores.ports import Kind, Stores
+from asyncmig.stores.ports import Kind, Resource, Stores
 from tests.states import dump_lines
 
 ROOT = "containerd.io/gc.root"
@@ -55,15 +57,28 @@ class V1Cache:
     index: list[str] = field(default_factory=list)
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
     blobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    data: dict[str, bytes] = field(default_factory=dict)
+    """Data of the blobs.  One that is not here has none, though the store believes that it has 100 bytes."""
+    external: dict[str, dict[str, bytes]] = field(default_factory=dict)
     leases: dict[str, list[str]] = field(default_factory=dict)
     """Snapshots that leases hold already."""
 
-    def layer(self, name: str, parent: str = "", *, blob: bool = True, more: Mapping[str, bytes] | None = None) -> None:
+    def layer(
+        self,
+        name: str,
+        parent: str = "",
+        *,
+        blob: bool = True,
+        more: Mapping[str, bytes] | None = None,
+        data: bytes | None = None,
+    ) -> None:
         """A finalised record with a committed snapshot and, perhaps, a blob."""
         self.snapshots[name] = Snapshot(parent=parent)
         self.records[name] = {"cache.createdAt": value(1), "cache.equalMutable": b"", **(more or {})}
         if blob:
-            mapping = {"Blobsum": digest(f"blob {name}"), "DiffID": digest(f"diff {name}")}
+            blob_sum = digest(f"blob {name}") if data is None else "sha256:" + sha256(data).hexdigest()
+            mapping = {"Blobsum": blob_sum, "DiffID": digest(f"diff {name}")}
+            self.data[blob_sum] = f"blob {name}".encode().ljust(100, b"\0") if data is None else data
             self.records[name]["blobmapping.blob"] = value(mapping, f"blobmap::{mapping['Blobsum']}")
             self.index.append(f"blobmap::{mapping['Blobsum']}::{name}")
             self.blobs[mapping["Blobsum"]] = {ROOT: TIME, "containerd.io/uncompressed": mapping["DiffID"]}
@@ -101,7 +116,7 @@ class V1Cache:
             blobs = space.create_bucket(b"content").create_bucket(b"blob")
             for name, labels in self.blobs.items():
                 entry = blobs.create_bucket(name.encode())
-                entry.put(b"size", codec.encode_varint(100))
+                entry.put(b"size", codec.encode_varint(self._size(name)))
                 _put_times(entry)
                 _put_labels(entry, labels)
             for lease, held in self.leases.items():
@@ -111,6 +126,10 @@ class V1Cache:
                     tx.create_path(
                         b"v1", namespace.encode(), b"leases", codec.to_bytes(lease), b"snapshots", snapshotter.encode()
                     ).put(codec.to_bytes(key), b"")
+        for name, data in self.data.items():
+            file = worker / "content" / "blobs" / name.replace(":", "/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
         with _create(worker / "snapshots" / "metadata.db", page_size) as db, db.update() as tx:
             backend = tx.create_path(b"v1", b"snapshots")
             for number, (key, snapshot) in enumerate(self.snapshots.items(), 1):
@@ -121,6 +140,9 @@ class V1Cache:
                     _put_times(entry)
         return worker
 
+    def _size(self, name: str) -> int:
+        return len(self.data[name]) if name in self.data else 100
+
     def write_metadata(self, path: Path, *, page_size: int = 4096) -> None:
         """Write metadata.db alone."""
         with _create(path, page_size) as db, db.update() as tx:
@@ -130,6 +152,10 @@ class V1Cache:
                     bucket.put(key.encode(), content)
             for key in self.index:
                 tx.create_path(b"_index").put(codec.to_bytes(key), b"")
+            for record, values in self.external.items():
+                bucket = tx.create_path(b"_external", codec.to_bytes(record))
+                for key, content in values.items():
+                    bucket.put(key.encode(), content)
 
     # -- in memory
 
@@ -140,7 +166,9 @@ class V1Cache:
             if snapshot.in_backend:
                 stores.snapshots[key] = MemorySnapshot(snapshot.kind, snapshot.parent, dict(snapshot.labels))
         for name, labels in self.blobs.items():
-            stores.blobs[name] = MemoryBlob(100, dict(labels))
+            stores.blobs[name] = MemoryBlob(self._size(name), dict(labels), self.data.get(name))
+        for lease, held in self.leases.items():
+            stores.leases[lease] = MemoryLease({}, {Resource(f"snapshots/{stores.snapshotter}", key) for key in held})
         return stores
 
 
@@ -157,20 +185,54 @@ def sample_cache() -> V1Cache:
     return cache
 
 
+def marked_cache() -> V1Cache:
+    """The sample with labels that can be told apart, and leases of somebody else's: one of a record's name, one on a view."""
+    cache = sample_cache()
+    cache.view("held view", "a")
+    cache.leases = {"b": ["c"], "somebody": ["held view"]}
+    labelled = [snapshot.labels for snapshot in cache.snapshots.values()] + list(cache.blobs.values())
+    for number, labels in enumerate(labelled):
+        labels[ROOT] = f"2020-01-02T03:04:{number:02}Z"
+    return cache
+
+
 async def migrate_with(
-    worker: Path, stores: Stores, *, semantics: Semantics = UPSTREAM, progress: Progress | None = None
+    worker: Path,
+    stores: Stores,
+    *,
+    semantics: Semantics = UPSTREAM,
+    policy: Policy | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Run the pipeline on ``worker/metadata.db`` with stores of the caller's."""
     database = MetadataDb.open(worker / "metadata.db")
     try:
         report = Report(Outcome.MIGRATED, str(worker), semantics.name, "test")
-        cache = Cache(database, semantics, report)
+        cache = Cache(database, semantics, report, policy or Policy(max_dropped=100))
         pipeline = Pipeline(cache, stores, str(worker / "metadata_v2.db"), progress or Progress())
         await pipeline.prepare()
         await pipeline.migrate()
         return report
     finally:
         database.close()
+
+
+async def rerun_with(worker: Path, stores: Stores, *, semantics: Semantics = UPSTREAM, policy: Policy | None = None) -> Report:
+    """Run again after an interruption: the whole, or what is left where the new database is published already."""
+    file = JournalFile(str(worker / "metadata_v2.db"))
+    journal = file.read()
+    if not os.path.exists(worker / "metadata_v2.db"):  # noqa: ASYNC240
+        return await migrate_with(worker, stores, semantics=semantics, policy=policy)
+    report = Report(Outcome.COMPLETED, str(worker), semantics.name, "test")
+    assert journal is not None
+    await complete(journal, file, stores, report, Progress())
+    return report
+
+
+def start_again(worker: Path) -> None:
+    """Remove what a migration has made in the worker directory."""
+    for name in ("metadata_v2.db", "metadata_v2.db.journal"):
+        (worker / name).unlink()
 
 
 def labels_of(state: MemoryStores) -> Mapping[str, Mapping[str, str]]:
@@ -181,8 +243,15 @@ def labels_of(state: MemoryStores) -> Mapping[str, Mapping[str, str]]:
 
 def final_state(state: MemoryStores, worker: Path) -> object:
     """All that a migration leaves behind, times aside."""
-    leases = {name: (set(lease.labels), lease.resources) for name, lease in state.leases.items()}
+    leases = {name: (set(lease.labels), set(lease.resources)) for name, lease in state.leases.items()}
     return leases, labels_of(state), dump_lines(worker / "metadata_v2.db"), sorted(os.listdir(worker))
+
+
+def original_state(state: MemoryStores, worker: Path) -> object:
+    """All that a rollback brings back; not the new database that it has moved aside."""
+    leases = {name: (dict(lease.labels), set(lease.resources)) for name, lease in state.leases.items()}
+    files = set(os.listdir(worker)) - {"metadata_v2.db.rolled-back"}
+    return leases, labels_of(state), (worker / "metadata.db").read_bytes(), files
 
 
 def _create(path: Path, page_size: int) -> Db:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+
 # Random examples are for developers; a CI run must say the same twice.
 settings.register_profile("asyncmig", derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("asyncmig")
@@ -21,6 +23,14 @@ SHARED = Path(os.environ.get("ASYNCMIG_SHARED", Path(__file__).parents[2] / "sha
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every async test runs on both event loops."""
     return str(request.param)
+
+
+@pytest.fixture(params=[HARDENED, UPSTREAM], ids=lambda semantics: str(semantics.name))
+def semantics(request: pytest.FixtureRequest) -> Semantics:
+    """Both semantics."""
+    found = request.param
+    assert isinstance(found, Semantics)
+    return found
 
 
 def missing(what: str) -> None:

@@ -60,3 +60,18 @@ def tree_state(directory: Path) -> dict[str, tuple[int, bytes]]:
         for p in sorted(directory.rglob("*"))
         if p.is_file() and not p.is_symlink()
     }
+
+
+def lasting(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What a dump of containerd's metadata says: times of updates left out, and buckets that are empty.
+
+    Neither comes back when a change is undone.
+    """
+    kept: list[dict[str, Any]] = []
+    for entry in reversed([json.loads(line) for line in lines]):
+        if entry.get("k") == "updatedat":
+            continue
+        if entry.get("b") and not (kept and kept[-1]["p"][: len(entry["p"])] == entry["p"]):
+            continue  # nothing of what follows it lies in it
+        kept.append(entry)
+    return kept[::-1]

@@ -48,7 +48,7 @@ def test_migrate(backend: str, worker: Path) -> None:
     done = run("migrate", worker, "--backend", backend)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"migrated {worker}\n")
-    assert "8 made, 0 were there already" in done.stdout
+    assert "6 made, 0 were there already" in done.stdout
     again = run("migrate", worker)
     assert (again.returncode, again.stdout) == (0, f"already migrated: {worker}\n")
 
@@ -57,8 +57,8 @@ def test_dry_run(worker: Path) -> None:
     before = tree_state(worker)
     done = run("migrate", worker, "--dry-run")
     assert done.returncode == 0
-    assert done.stdout.startswith("dry run: would migrate")
-    assert "views:          1 that were left behind and would be released" in done.stdout
+    assert done.stdout.startswith(f"plan: would migrate {worker}\n")
+    assert "to be removed from 7 snapshots, 1 of them views that were left behind, and 3 blobs" in done.stdout
     assert tree_state(worker) == before
 
 
@@ -71,7 +71,7 @@ def test_nothing_to_do(worker: Path) -> None:
 def test_report(worker: Path, tmp_path: Path) -> None:
     assert run("migrate", worker, "--report", tmp_path / "r.json").returncode == 0
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["report_version"], report["outcome"], report["semantics"]) == (1, "migrated", "upstream")
+    assert (report["report_version"], report["outcome"], report["semantics"]) == (2, "migrated", "hardened")
     assert report["counts"]["records"] == 8
     assert set(report["seconds"]) >= {"read", "build", "protect", "publish"}
 
@@ -126,10 +126,14 @@ def test_plain_progress_names_the_stages(worker: Path) -> None:
 def test_names_from_a_cache_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:
     cache = sample_cache()
     cache.records["\x1b[31mred"] = {}
-    done = run("migrate", cache.write(tmp_path / "runc-overlayfs"))
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    done = run("migrate", worker, "--semantics", "upstream")
     assert done.returncode == 1
     assert "\x1b" not in done.stderr
     assert "record \\x1b[31mred" in done.stderr
+    shown = run("plan", worker)
+    assert "\x1b" not in shown.stdout
+    assert "\\x1b[31mred: it has no snapshot" in shown.stdout
 
 
 SLOW_PROGRAM = """

@@ -1,7 +1,8 @@
-"""Kills a migration at one system call after the other, runs it again, and compares the result.
+"""Kills a run at one system call after the other, lets another run end the matter, and compares the result.
 
-A program of its own, because it forks: ``python -m tests.faults.kill_points DIRECTORY BACKEND``.  Prints the number of points
-tried, or says at which one the result differed.
+A program of its own, because it forks: ``python -m tests.faults.kill_points DIRECTORY BACKEND SEMANTICS KILLED THEN STEP``.
+KILLED and THEN are ``migrate`` or ``rollback``, and each STEP-th point is tried.  The run that ends the matter is itself killed
+once before.  Prints the first point that there is not, or says at which one something was wrong.
 """
 
 from __future__ import annotations
@@ -11,18 +12,30 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 import asyncmig
-from tests.caches import sample_cache
-from tests.states import containerd_state
+from asyncmig import AsyncmigError, Options
+from asyncmig.migration.journal import JournalFile
+from tests.caches import ROOT, digest, marked_cache, sample_cache
+from tests.states import containerd_state, dump_lines, lasting, tree_state
 
 WATCHED = ("pwrite", "pwritev", "ftruncate", "fsync", "fdatasync", "rename", "copy_file_range", "unlink", "open", "fchmod")
-FILES = ("metadata_v2.db", "containerdmeta.db", "snapshots/metadata.db")
+STORES = ("containerdmeta.db", "snapshots/metadata.db")
+ASIDE = "metadata_v2.db.rolled-back"
 KILLED = 137
+
+
+OWNED = {*sample_cache().snapshots, *sample_cache().blobs} - {"view"}
+"""What the records own."""
+
+
+# -- killing
 
 
 def die_at(point: int) -> Callable[[], int]:
@@ -46,12 +59,13 @@ def die_at(point: int) -> Callable[[], int]:
     return lambda: calls
 
 
-def in_child(work: Callable[[], int]) -> int:
+def in_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a forked process; returns its exit code."""
     child = os.fork()
     if child == 0:
+        code = 0
         try:
-            code = work()
+            work()
         except BaseException:
             sys.excepthook(*sys.exc_info())
             code = 1
@@ -59,37 +73,117 @@ def in_child(work: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def migrate(worker: Path, backend: str, point: int) -> int:
-    die_at(point)
-    anyio.run(asyncmig.migrate, worker, backend=backend)
-    return 0
+# -- states
 
 
-def state(worker: Path) -> str:
-    return json.dumps([containerd_state(worker / name) for name in FILES])
+def migrated_state(worker: Path) -> object:
+    """All that a migration leaves behind, its journal included; a database that a rollback has moved aside does not count."""
+    journal = JournalFile(str(worker / "metadata_v2.db")).read()
+    assert journal is not None
+    files = sorted(set(os.listdir(worker)) - {ASIDE})
+    return [containerd_state(worker / name) for name in ("metadata_v2.db", *STORES)], asdict(journal), files
+
+
+def original_state(worker: Path) -> object:
+    """What a rollback must bring back, to the last digit of each label."""
+    files = sorted(set(os.listdir(worker)) - {ASIDE, "metadata_v2.db.tmp", "metadata_v2.db.journal.tmp"})
+    return [lasting(dump_lines(worker / name)) for name in STORES], (worker / "metadata.db").read_bytes().hex(), files
+
+
+def check_protection(worker: Path, semantics: str) -> None:
+    """Whatever containerd collects now, nothing that a record owns goes; and an old daemon finds its labels or is kept out."""
+    owned, rooted, held = set(OWNED), set(), set()
+    if semantics == "upstream":
+        owned -= {"b", digest("blob b")}  # which it leaves to somebody's lease that lacks them
+    for entry in map(json.loads, dump_lines(worker / "containerdmeta.db")):
+        if entry.get("k") == ROOT:
+            rooted.add(entry["p"][-2])
+        elif "k" in entry and entry["p"][2:3] == ["leases"]:
+            held.add(entry["k"])
+    assert owned <= rooted | held, f"neither labelled nor leased: {owned - rooted - held}"
+    if semantics == "hardened" and not (worker / "metadata_v2.db").exists():
+        assert owned <= rooted, f"no label and no new database: {owned - rooted}"
+
+
+# -- the runs
+
+Verb = Callable[[Path, str, str], None]
+
+
+def migrate(worker: Path, backend: str, semantics: str) -> None:
+    """Where a rollback stopped before the new database went aside, this must say so and leave all to it."""
+    before = tree_state(worker)
+    report = anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
+    if "rollback-incomplete" in {notice.code for notice in report.notices}:
+        assert tree_state(worker) == before
+        rollback(worker, backend, semantics)
+        migrate(worker, backend, semantics)
+
+
+def rollback(worker: Path, backend: str, semantics: str) -> None:
+    """Where there is no journal yet, or no longer, there must be nothing to be undone."""
+    if (worker / "metadata_v2.db.journal").exists():
+        anyio.run(asyncmig.rollback, worker, backend=backend)
+    else:
+        with pytest.raises(AsyncmigError, match=r"there is no metadata_v2\.db\.journal"):
+            anyio.run(asyncmig.rollback, worker, backend=backend)
+
+
+VERBS: dict[str, Verb] = {"migrate": migrate, "rollback": rollback}
+
+
+class Points:
+    """One scenario in a directory of its own."""
+
+    def __init__(self, directory: Path, backend: str, semantics: str, killed: Verb, then: Verb) -> None:
+        self._backend = backend
+        self._semantics = semantics
+        self._killed = killed
+        self._then = then
+        self._worker = directory / "runc-overlayfs"
+        original = marked_cache().write(directory / "original" / "runc-overlayfs")
+        migrated = directory / "migrated" / "runc-overlayfs"
+        shutil.copytree(original, migrated)
+        self._run(migrate, migrated)
+        self._begin = migrated if killed is rollback else original
+        self._state = migrated_state if then is migrate else original_state
+        self._expected = self._state(migrated if then is migrate else original)
+
+    def _run(self, verb: Verb, worker: Path, point: int = 0) -> bool:
+        """Run and perhaps kill it; returns whether it was killed."""
+
+        def work() -> None:
+            die_at(point)
+            verb(worker, self._backend, self._semantics)
+
+        code = in_child(work)
+        assert code in (0, KILLED if point else 0), f"exit code {code}"
+        return code == KILLED
+
+    def was_killed(self, point: int) -> bool:
+        """Try one point; returns whether there was such a point."""
+        worker = self._worker
+        shutil.rmtree(worker, ignore_errors=True)
+        shutil.copytree(self._begin, worker)
+        was_killed = self._run(self._killed, worker, point)
+        check_protection(worker, self._semantics)
+        self._run(self._then, worker, 1 + point * 7 % 40)
+        check_protection(worker, self._semantics)
+        self._run(self._then, worker)
+        assert self._state(worker) == self._expected, "it ended in another state"
+        return was_killed
 
 
 def main() -> None:
-    directory, backend = Path(sys.argv[1]), sys.argv[2]
-    expected_worker = sample_cache().write(directory / "expected" / "runc-overlayfs")
-    assert in_child(lambda: migrate(expected_worker, backend, 0)) == 0
-    expected = state(expected_worker)
-    point = 0
-    while True:
-        point += 1
-        worker = directory / "runc-overlayfs"
-        shutil.rmtree(worker, ignore_errors=True)
-        sample_cache().write(worker)
-        code = in_child(lambda point=point, worker=worker: migrate(worker, backend, point))  # type: ignore[misc]
-        if code not in (0, KILLED):
-            sys.exit(f"point {point}: exit code {code}")
-        if in_child(lambda worker=worker: migrate(worker, backend, 0)) != 0:  # type: ignore[misc]
-            sys.exit(f"point {point}: the rerun failed")
-        if state(worker) != expected:
-            sys.exit(f"point {point}: the rerun ended in another state")
-        if code == 0:
-            break
-    print(point - 1)
+    directory, backend, semantics, killed, then, step = sys.argv[1:]
+    points = Points(Path(directory), backend, semantics, VERBS[killed], VERBS[then])
+    point = 1
+    try:
+        while points.was_killed(point):
+            point += int(step)
+    except AssertionError as error:
+        sys.exit(f"point {point}: {error}")
+    print(point)
 
 
 if __name__ == "__main__":

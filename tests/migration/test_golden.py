@@ -50,7 +50,7 @@ async def test_a_real_cache_becomes_what_upstream_made_of_it(real_cache: Path, s
     worker = root / "runc-overlayfs"
     before = worker.joinpath("metadata.db").read_bytes()
 
-    report = await asyncmig.migrate(root)
+    report = await asyncmig.migrate(root, Options(semantics="upstream"))
 
     caches = shared / "caches"
     expected = golden_lines(caches / "buildkit-0.6.4-oci-overlayfs.v2.metadata_v2.jsonl.xz")
@@ -64,6 +64,35 @@ async def test_a_real_cache_becomes_what_upstream_made_of_it(real_cache: Path, s
     assert (counts.snapshots_released, counts.blobs_released, counts.views_released) == (156, 51, 36)
 
 
+async def test_hardened_differs_from_upstream_on_a_real_cache_in_what_it_says(
+    real_cache: Path, shared: Path, tmp_path: Path
+) -> None:
+    root = copy_tree(real_cache, tmp_path / "buildkit")
+    worker = root / "runc-overlayfs"
+    report = await asyncmig.migrate(root)
+
+    caches = shared / "caches"
+    upstream = set(golden_lines(caches / "buildkit-0.6.4-oci-overlayfs.v2.metadata_v2.jsonl.xz"))
+    hardened = set(dump_lines(worker / "metadata_v2.db"))
+    added = [json.loads(line) for line in hardened - upstream]
+    removed = [json.loads(line) for line in upstream - hardened]
+    assert [entry["k"] for entry in added] == ["cache.blobsize"] * 52
+    # The only entry of the index whose record does not exist: the daemon was killed once.
+    assert [(entry["p"], entry["k"]) for entry in removed] == [(["_index"], "cache-dir:mixcache::jjkc2cgouzolju4pbkf5gkcor")]
+    assert report.decisions == []
+
+    theirs = normalized(golden_lines(caches / "buildkit-0.6.4-oci-overlayfs.v2.ctdmeta.jsonl.xz"))
+    ours = containerd_state(worker / "containerdmeta.db")
+    holders = {entry["p"][3] for entry in theirs if entry["p"][2:3] == ["leases"] and len(entry["p"]) > 3}
+    holders -= {entry["p"][3] for entry in ours if entry["p"][2:3] == ["leases"] and len(entry["p"]) > 3}
+    assert len(holders) == report.counts.holders == 42
+    assert [entry for entry in theirs if entry not in ours and entry["p"][3:4] not in [[name] for name in holders]] == []
+    assert [entry for entry in ours if entry not in theirs] == []
+    # 51 blobs have lost their label in both; of the 52 Updates that upstream made, two were of one blob.
+    assert (report.counts.leases_created, report.counts.blobs_released) == (156, 51)
+    assert report.notices == []
+
+
 @pytest.mark.parametrize("version", ["v0.13.2", "v0.27.1"])
 async def test_a_native_cache_becomes_what_upstream_made_of_it(version: str, shared: Path, tmp_path: Path) -> None:
     worker = copy_tree(shared / "golden" / "oci-native-v0.6.4" / "runc-native", tmp_path / "runc-native")
@@ -71,7 +100,7 @@ async def test_a_native_cache_becomes_what_upstream_made_of_it(version: str, sha
         path.chmod(path.stat().st_mode | 0o600)
     expected = shared / "golden" / f"oci-native-migrated-by-{version}" / "runc-native"
 
-    await asyncmig.migrate(worker)
+    await asyncmig.migrate(worker, Options(semantics="upstream"))
 
     assert dump_lines(worker / "metadata_v2.db") == dump_lines(_readable(expected / "metadata_v2.db", tmp_path))
     for name in ("containerdmeta.db", "snapshots/metadata.db"):
@@ -91,7 +120,7 @@ async def test_edge_case(case: str, edge_cases: Path, tmp_path: Path) -> None:
     worker = copy_tree(edge_cases / case / "in", tmp_path / "worker")
     outcome = json.loads((edge_cases / case / "outcome.json").read_text())
     before = tree_state(worker)
-    options = Options(layout="oci", snapshotter="overlayfs")
+    options = Options(semantics="upstream", layout="oci", snapshotter="overlayfs")
 
     if {o["exit_code"] for o in outcome["outcomes"]} != {0}:
         with pytest.raises(AsyncmigError, match=EXPECTED_MESSAGES[case]) as caught:
@@ -121,7 +150,7 @@ async def test_a_dry_run_changes_nothing_and_fails_where_the_migration_would(
 ) -> None:
     worker = copy_tree(edge_cases / case / "in", tmp_path / "worker")
     before = tree_state(worker)
-    options = Options(snapshotter="overlayfs", dry_run=True)
+    options = Options(semantics="upstream", snapshotter="overlayfs", dry_run=True)
     if case in EXPECTED_MESSAGES:
         with pytest.raises(AsyncmigError, match=EXPECTED_MESSAGES[case]):
             await asyncmig.migrate(worker, options)

@@ -10,12 +10,23 @@ import anyio
 import pytest
 
 from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError, StoreError
-from asyncmig.migration.journal import Journal
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
+from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryLease
 from asyncmig.stores.ports import Resource
-from tests.caches import ROOT, V1Cache, digest, final_state, labels_of, migrate_with, sample_cache, value
+from tests.caches import (
+    ROOT,
+    V1Cache,
+    digest,
+    final_state,
+    labels_of,
+    migrate_with,
+    rerun_with,
+    sample_cache,
+    start_again,
+    value,
+)
 from tests.states import dump_lines, tree_state
 
 pytestmark = pytest.mark.anyio
@@ -88,19 +99,44 @@ async def test_stages_come_in_upstreams_order(worker: Path) -> None:
     ]  # fmt: skip
 
 
-async def count_calls(worker: Path, target: Path) -> tuple[int, int, object]:
+async def test_hardened_publishes_before_a_label_goes(worker: Path) -> None:
+    stages: list[Stage] = []
+
+    class Recorder(Progress):
+        def stage(self, stage: Stage, total: int | None) -> None:
+            stages.append(stage)
+
+    state = sample_cache().in_memory()
+
+    async def look(verb: str, name: str) -> None:
+        if verb.startswith("update"):
+            assert (worker / "metadata_v2.db").exists()
+
+    state.on_call = look
+    await migrate_with(worker, state.stores(), semantics=HARDENED, progress=Recorder())
+    assert [str(s) for s in stages[-4:]] == ["protect", "verify", "publish", "release"]
+
+
+@pytest.fixture(params=[UPSTREAM, HARDENED], ids=lambda semantics: semantics.name)
+def semantics(request: pytest.FixtureRequest) -> Semantics:
+    found = request.param
+    assert isinstance(found, Semantics)
+    return found
+
+
+async def count_calls(worker: Path, target: Path, semantics: Semantics) -> tuple[int, int, object]:
     """Calls of an uninterrupted migration, how many of them come before the tail, and its result."""
     target.mkdir()  # noqa: ASYNC240
     sample_cache().write_metadata(target / "metadata.db")
     state, calls = sample_cache().in_memory(), Calls()
     state.on_call = calls
-    await migrate_with(target, state.stores())
+    await migrate_with(target, state.stores(), semantics=semantics)
     tail = min(i for i, verb in enumerate(calls.verbs) if verb == "create lease")
     return len(calls.verbs), tail, final_state(state, target)
 
 
-async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_path: Path) -> None:
-    total, tail, expected = await count_calls(worker, tmp_path / "uninterrupted")
+async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_path: Path, semantics: Semantics) -> None:
+    total, tail, expected = await count_calls(worker, tmp_path / "uninterrupted", semantics)
 
     def fail() -> None:
         raise StoreError("the store is out of order")
@@ -110,17 +146,17 @@ async def test_a_failure_at_any_call_is_repaired_by_a_rerun(worker: Path, tmp_pa
         before, labels = tree_state(worker), labels_of(state)
         state.on_call = Calls(at, fail)
         with pytest.raises(StoreError if at < tail else IncompleteMigrationError, match="out of order"):
-            await migrate_with(worker, state.stores())
+            await migrate_with(worker, state.stores(), semantics=semantics)
         if at < tail:
             assert tree_state(worker) == before, "no file is left behind"
             assert not state.leases
             assert labels_of(state) == labels
         else:
-            assert set(tree_state(worker)) - set(before) == {"metadata_v2.db.journal"}
+            assert set(tree_state(worker)) - set(before) <= {"metadata_v2.db.journal", "metadata_v2.db"}
         state.on_call = Calls()
-        await migrate_with(worker, state.stores())
+        await rerun_with(worker, state.stores(), semantics=semantics)
         assert final_state(state, worker) == expected
-        (worker / "metadata_v2.db").unlink()
+        start_again(worker)
         assert tree_state(worker) == before
 
 
@@ -172,38 +208,42 @@ async def test_a_foreign_lease_that_goes_between_two_runs_is_ours_when_we_make_i
     assert state.leases["a"].resources == {Resource("snapshots/overlayfs", "a"), Resource("content", digest("blob a"))}
 
 
+_HEAD = '{"asyncmig_journal": 2, "semantics": "", "namespace": "", "snapshotter": "", "v1": "", "v2": ""}'
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[1]", '{"asyncmig_journal": 2, "existing_leases": []}', '{"asyncmig_journal": 1}']
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"asyncmig_journal": 1, "existing_leases": []}',
+        '{"asyncmig_journal": 2}',
+        _HEAD,
+        _HEAD + '\n["lease", 1, 2]\n["end"]',
+        _HEAD + '\n["foreign", "a"]\n["en',
+    ],
 )
-async def test_a_journal_that_is_none_stops_the_migration(content: str, worker: Path) -> None:
+async def test_a_journal_that_is_none_stops_the_migration(content: str, worker: Path, semantics: Semantics) -> None:
     worker.joinpath("metadata_v2.db.journal").write_text(content)
     before = tree_state(worker)
     state = sample_cache().in_memory()
     with pytest.raises(DatabaseError, match=r"metadata_v2\.db\.journal: not a journal of this version"):
-        await migrate_with(worker, state.stores())
+        await migrate_with(worker, state.stores(), semantics=semantics)
     assert not state.leases
     assert tree_state(worker) == before
 
 
-def test_a_journal_keeps_what_was_written_last(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path / "metadata_v2.db"))
-    assert journal.read() is None
-    journal.write(["gone"])
-    journal.write(["a", "bad\udcff", "\u2028"])
-    assert journal.read() == frozenset({"a", "bad\udcff", "\u2028"})
-    journal.remove()
-    journal.remove()
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_a_cancellation_at_any_call_changes_nothing_or_completes(worker: Path, tmp_path: Path) -> None:
-    total, tail, expected = await count_calls(worker, tmp_path / "uninterrupted")
+async def test_a_cancellation_at_any_call_changes_nothing_or_completes(
+    worker: Path, tmp_path: Path, semantics: Semantics
+) -> None:
+    total, tail, expected = await count_calls(worker, tmp_path / "uninterrupted", semantics)
     for at in range(total):
         state = sample_cache().in_memory()
         before, labels = tree_state(worker), labels_of(state)
         with anyio.CancelScope() as scope:
             state.on_call = Calls(at, scope.cancel)
-            await migrate_with(worker, state.stores())
+            await migrate_with(worker, state.stores(), semantics=semantics)
             await anyio.lowlevel.checkpoint()
         assert scope.cancelled_caught
         if at < tail:
@@ -212,7 +252,7 @@ async def test_a_cancellation_at_any_call_changes_nothing_or_completes(worker: P
             assert labels_of(state) == labels
         else:
             assert final_state(state, worker) == expected
-            (worker / "metadata_v2.db").unlink()
+            start_again(worker)
 
 
 async def test_a_cancellation_while_building_removes_the_new_file(worker: Path) -> None:
