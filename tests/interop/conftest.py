@@ -53,6 +53,13 @@ def containerd_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Con
         containerd.close()
 
 
+@pytest.fixture
+def daemon(containerd_factory: ContainerdFactory) -> Iterator[Containerd]:
+    """A containerd that collects no garbage before it is told to."""
+    with containerd_factory(automatic_gc=False) as running:
+        yield running
+
+
 def _require(reason: str | None) -> None:
     if reason is not None:
         missing(reason)

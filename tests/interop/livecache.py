@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 from asyncmig.stores.ports import Kind
-from tests.caches import V1Cache, digest
+from tests.caches import V1Cache
 from tests.interop.containerd import NAMESPACE, Containerd
 
 
 def build_cache(daemon: Containerd, cache: V1Cache, worker: Path, *, snapshotter: str, namespace: str = NAMESPACE) -> Path:
-    """Make the snapshots and blobs of ``cache`` in containerd, and its metadata.db in the directory ``worker``.
+    """Make the snapshots, blobs and leases of ``cache`` in containerd, and its metadata.db in the directory ``worker``.
 
     Snapshots are prepared, and committed with their labels, which replace those of the active one; views are views.  Nothing
     protects an object but its labels, so the daemon must not collect garbage of its own accord meanwhile.
+
+    The data of the blobs in ``cache`` loses its padding: containerd takes only what the digest is of.
     """
     for name, snapshot in cache.snapshots.items():
         if snapshot.kind is Kind.COMMITTED:
@@ -23,12 +26,18 @@ def build_cache(daemon: Containerd, cache: V1Cache, worker: Path, *, snapshotter
         else:
             view = snapshot.kind is Kind.VIEW
             daemon.prepare(snapshotter, name, snapshot.parent, snapshot.labels, view=view, namespace=namespace)
-    texts = {digest(f"blob {name}"): f"blob {name}" for name in cache.records}
+    cache.data = {name: _without_padding(name, data) for name, data in cache.data.items()}
     for name, labels in cache.blobs.items():
-        daemon.write_blob(name, texts[name].encode(), labels, namespace=namespace)
+        daemon.write_blob(name, cache.data[name], labels, namespace=namespace)
+    for lease, held in cache.leases.items():
+        daemon.lease(lease, [(f"snapshots/{snapshotter}", key) for key in held], namespace=namespace)
     worker.mkdir(parents=True)
     cache.write_metadata(worker / "metadata.db")
     return worker
+
+
+def _without_padding(name: str, data: bytes) -> bytes:
+    return data if name == f"sha256:{sha256(data).hexdigest()}" else data.rstrip(b"\0")
 
 
 def containerd_root_from_worker(worker: Path, root: Path, snapshotter: str) -> Path:
