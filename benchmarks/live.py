@@ -45,7 +45,7 @@ async def counted(self, function, name, outage):
     return await attempt(self, function, name, outage)
 client.Client._attempt = counted
 worker, address, concurrency, backend = sys.argv[1:]
-options = asyncmig.Options(address=address, concurrency=int(concurrency))
+options = asyncmig.Options(semantics="upstream", address=address, concurrency=int(concurrency))
 """
 SYNCS = {"create": 2, "add_resource": 2, "update blob": 2, "update snapshot": 4}
 """Syncs that each call costs containerd."""

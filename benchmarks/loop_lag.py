@@ -42,7 +42,7 @@ async def measure(worker: Path, options: Options) -> list[float]:
 def offline(scratch: Path, records: int, backend: str) -> list[float]:
     """Measure an offline migration."""
     made = synthesize(scratch / "runc-overlayfs", records=records, bare=True)
-    return anyio.run(measure, Path(made.directory), Options(), backend=backend)
+    return anyio.run(measure, Path(made.directory), Options(semantics="upstream"), backend=backend)
 
 
 def live(scratch: Path, records: int, backend: str) -> list[float]:
@@ -52,7 +52,7 @@ def live(scratch: Path, records: int, backend: str) -> list[float]:
     prepared = Prepared.make(scratch, records)
     (scratch / "copy").mkdir()
     with prepared.running(scratch / "copy") as (worker, daemon):
-        return anyio.run(measure, worker, Options(address=str(daemon.address)), backend=backend)
+        return anyio.run(measure, worker, Options(semantics="upstream", address=str(daemon.address)), backend=backend)
 
 
 def main() -> None:
