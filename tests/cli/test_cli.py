@@ -119,7 +119,7 @@ def test_json_progress_is_json(worker: Path) -> None:
 def test_plain_progress_names_the_stages(worker: Path) -> None:
     assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[1:3] == [
         "read: reading the records",
-        "resolve: looking up snapshots (6)",
+        "resolve: looking up snapshots (8)",
     ]
 
 
