@@ -35,7 +35,7 @@ from asyncmig.bolt import Bucket, Db, check
 from asyncmig.bolt.format import NO_FREELIST
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.semantics import HARDENED, SEMANTICS, Semantics
+from asyncmig.migration.semantics import HARDENED, Semantics
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
 from asyncmig.synth import synthesize
@@ -48,13 +48,6 @@ pytestmark = pytest.mark.anyio
 
 UPSTREAM = Options(semantics="upstream")
 ALL_FILES = ("metadata_v2.db", "containerdmeta.db", "snapshots/metadata.db")
-
-
-@pytest.fixture(params=[SEMANTICS["upstream"], HARDENED], ids=lambda semantics: semantics.name)
-def semantics(request: pytest.FixtureRequest) -> Semantics:
-    found = request.param
-    assert isinstance(found, Semantics)
-    return found
 
 
 @pytest.fixture

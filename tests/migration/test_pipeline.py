@@ -12,7 +12,7 @@ import pytest
 from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError, StoreError
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
-from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from asyncmig.migration.semantics import HARDENED, Semantics
 from asyncmig.stores.memory import MemoryLease
 from asyncmig.stores.ports import Resource
 from tests.caches import (
@@ -115,13 +115,6 @@ async def test_hardened_publishes_before_a_label_goes(worker: Path) -> None:
     state.on_call = look
     await migrate_with(worker, state.stores(), semantics=HARDENED, progress=Recorder())
     assert [str(s) for s in stages[-4:]] == ["protect", "verify", "publish", "release"]
-
-
-@pytest.fixture(params=[UPSTREAM, HARDENED], ids=lambda semantics: semantics.name)
-def semantics(request: pytest.FixtureRequest) -> Semantics:
-    found = request.param
-    assert isinstance(found, Semantics)
-    return found
 
 
 async def count_calls(worker: Path, target: Path, semantics: Semantics) -> tuple[int, int, object]:

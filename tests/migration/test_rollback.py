@@ -16,7 +16,7 @@ from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Report
 from asyncmig.migration.rollback import Rollback
-from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from asyncmig.migration.semantics import HARDENED, Semantics
 from asyncmig.stores.memory import MemoryLease, MemoryStores
 from asyncmig.stores.ports import Resource
 from tests.caches import ROOT, final_state, labels_of, migrate_with, rerun_with, sample_cache, value
@@ -24,13 +24,6 @@ from tests.migration.test_pipeline import Calls
 from tests.states import tree_state
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[UPSTREAM, HARDENED], ids=lambda semantics: semantics.name)
-def semantics(request: pytest.FixtureRequest) -> Semantics:
-    found = request.param
-    assert isinstance(found, Semantics)
-    return found
 
 
 @pytest.fixture
