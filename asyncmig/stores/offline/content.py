@@ -23,8 +23,8 @@ from asyncmig.stores.offline.files import (
     CONTENT,
     VERSION,
     OfflineFiles,
-    check_label,
     check_shape,
+    label_values,
     root_label,
     set_label,
     update,
@@ -124,11 +124,7 @@ class OfflineContent:
         return await in_thread(self._set_label_many, values, label)
 
     def _set_label_many(self, checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        wanted = {}
-        for digest, value in values:
-            checkpoint()
-            check_label(label, value)
-            wanted[digest] = value
+        wanted = label_values(checkpoint, values, label)
         return self._update_many(checkpoint, [digest for digest, _ in values], label, wanted.__getitem__)
 
     def _update_many(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from asyncmig.bolt import Bucket, Checkpoint, Db, PageFile, Tx, verify_pages
@@ -181,7 +181,20 @@ def root_label(entry: Bucket) -> str | None:
     return None if value is None else to_text(value)
 
 
-def check_label(label: str, value: str) -> None:
+def label_values(checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> dict[str, str]:
+    """The value of the label for each name; of several the last one counts.
+
+    Raises :class:`StoreError` for a label that containerd refuses to store.
+    """
+    wanted = {}
+    for name, value in values:
+        checkpoint()
+        _check_label(label, value)
+        wanted[name] = value
+    return wanted
+
+
+def _check_label(label: str, value: str) -> None:
     """Raise :class:`StoreError` for a label that containerd refuses to store (``labels/validate.go``)."""
     size = len(to_bytes(label)) + len(to_bytes(value))
     if size > _LONGEST_LABEL:

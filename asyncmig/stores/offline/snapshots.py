@@ -19,8 +19,8 @@ from asyncmig.stores.offline.files import (
     SNAPSHOTS,
     VERSION,
     OfflineFiles,
-    check_label,
     check_shape,
+    label_values,
     root_label,
     set_label,
     update,
@@ -241,11 +241,7 @@ class OfflineSnapshots:
         return await in_thread(self._set_label_many, values, label)
 
     def _set_label_many(self, checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        wanted = {}
-        for name, value in values:
-            checkpoint()
-            check_label(label, value)
-            wanted[name] = value
+        wanted = label_values(checkpoint, values, label)
         return self._update_many(checkpoint, [name for name, _ in values], label, wanted.__getitem__)
 
     def _update_many(
