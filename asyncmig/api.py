@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
 from asyncmig.bolt import Checkpoint
@@ -91,6 +91,12 @@ class Options:
             namespace=self.namespace,
             containerd_root=self.containerd_root,
             address=self.address,
+        )
+
+    def open_stores(self, layout: Layout, *, writable: bool, progress: Progress) -> AbstractAsyncContextManager[OpenStores]:
+        """The stores of the cache at ``layout``; see :func:`asyncmig.opening.open_stores`."""
+        return open_stores(
+            layout, writable=writable, concurrency=self.concurrency, patience=self.timeout, progress=progress.advance
         )
 
 
@@ -240,17 +246,10 @@ class _Run:
         return report
 
     async def _open(self, stack: AsyncExitStack, layout: Layout, report: Report, *, writable: bool) -> OpenStores:
-        progress, options = self._progress, self._options
-        progress.stage(Stage.OPEN, None)
+        self._progress.stage(Stage.OPEN, None)
         with report.timed(Stage.OPEN):
             opened = await stack.enter_async_context(
-                open_stores(
-                    layout,
-                    writable=writable,
-                    concurrency=options.concurrency,
-                    patience=options.timeout,
-                    progress=progress.advance,
-                )
+                self._options.open_stores(layout, writable=writable, progress=self._progress)
             )
         layout = opened.layout
         report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
@@ -277,6 +276,7 @@ async def _open_both(layout: Layout, dry_run: bool) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_databases(paths: list[str], *, exclusive: bool) -> AsyncIterator[list[MetadataDb]]:
+    """The databases at these paths, locked, until the end of the block.  Raises :class:`DatabaseError`."""
     # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
     opened: list[MetadataDb] = []
 

@@ -13,7 +13,6 @@ from asyncmig.migration.audit import audit
 from asyncmig.migration.findings import Verification
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
-from asyncmig.opening import open_stores
 from asyncmig.paths import exists
 
 
@@ -34,15 +33,7 @@ async def verify(path: StrPath, options: Options | None = None, *, progress: Pro
     result = Verification(layout.directory, layout.name)
     async with AsyncExitStack() as stack:
         progress.stage(Stage.OPEN, None)
-        opened = await stack.enter_async_context(
-            open_stores(
-                layout,
-                writable=False,
-                concurrency=options.concurrency,
-                patience=options.timeout,
-                progress=progress.advance,
-            )
-        )
+        opened = await stack.enter_async_context(options.open_stores(layout, writable=False, progress=progress))
         layout = opened.layout
         result.snapshotter, result.namespace = layout.snapshotter, layout.namespace
         result.address, result.server = layout.address or "", opened.server
