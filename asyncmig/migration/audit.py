@@ -5,8 +5,6 @@ Everything is read first; the checks, one function a subject, then work on what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.v2 import read_records
@@ -91,12 +89,8 @@ def _count(checkpoint: Checkpoint, state: CacheState) -> Inventory:
         counts.holders += record.is_holder
         counts.mutable += not record.committed
         counts.lazy += record.blob_only
-    owned = _owned_blobs(checkpoint, state)
-    counts.owned_blobs, counts.owned_bytes = len(owned), _sum(owned)
+    # What was looked at is what the records own.
+    counts.owned_blobs, counts.owned_bytes = len(state.heads), sum(state.blobs[digest].size for digest in state.heads)
     counts.unowned_blobs = counts.blobs - counts.owned_blobs
-    counts.unowned_bytes = _sum(state.blobs.values()) - counts.owned_bytes
+    counts.unowned_bytes = sum(blob.size for blob in state.blobs.values()) - counts.owned_bytes
     return counts
-
-
-def _sum(blobs: Iterable[ContentInfo] | Sequence[ContentInfo]) -> int:
-    return sum(blob.size for blob in blobs)
