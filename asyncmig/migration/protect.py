@@ -40,11 +40,11 @@ async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> 
     the data.
     """
     leases = await in_thread(_leases, cache, stores.snapshots.snapshotter)
-    existing = await stores.leases.list_many(await in_thread(_names, leases))
-    if not cache.semantics.leases_holders:
-        unneeded = await in_thread(_without_lease, cache, leases)
-        await in_thread(_note_surplus, cache, await stores.leases.list_many(unneeded))
-    return await in_thread(_plan, cache, leases, existing, journal)
+    unneeded = [] if cache.semantics.leases_holders else await in_thread(_without_lease, cache, leases)
+    names = await in_thread(_names, leases)
+    existing = await stores.leases.list_many([*names, *unneeded])
+    await in_thread(_note_surplus, cache, existing[len(names) :])
+    return await in_thread(_plan, cache, leases, existing[: len(names)], journal)
 
 
 def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: list[Lease]) -> list[str]:
