@@ -102,12 +102,8 @@ def migrate(fake: FakeContainerd, worker: Path, semantics: Semantics = HARDENED)
     return asyncmig.migrate(worker, Options(address=str(fake.address), concurrency=2, semantics=semantics.name))
 
 
-# -- means of both backends, and of trio alone
-
-
-@pytest.mark.parametrize(("semantics", "call"), WITH_BOTH, ids=name_of)
-async def test_a_cancelled_scope(semantics: Semantics, call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
-    at = AtCall(fake, call)
+async def cancelled_at(at: AtCall, work: Callable[[], Awaitable[object]]) -> None:
+    """Do the work in a scope that is cancelled at a call; the scope must get to know it."""
     with anyio.fail_after(10), anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
 
@@ -116,9 +112,17 @@ async def test_a_cancelled_scope(semantics: Semantics, call: str, fake: FakeCont
                 scope.cancel()
 
             group.start_soon(cancel)
-            await migrate(fake, worker, semantics)
+            await work()
             await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
+
+
+# -- means of both backends, and of trio alone
+
+
+@pytest.mark.parametrize(("semantics", "call"), WITH_BOTH, ids=name_of)
+async def test_a_cancelled_scope(semantics: Semantics, call: str, fake: FakeContainerd, worker: Path, tmp_path: Path) -> None:
+    await cancelled_at(AtCall(fake, call), lambda: migrate(fake, worker, semantics))
     await check_outcome(call, fake, worker, tmp_path, semantics)
 
 
@@ -217,18 +221,8 @@ async def test_a_cancelled_rollback(call: str, fake: FakeContainerd, worker: Pat
     await migrate(fake, worker)
     migrated, files = final_state(fake.state, worker), tree_state(worker)
     fake.calls.clear()
-    at = AtCall(fake, call)
-    with anyio.fail_after(10), anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as group:
-
-            async def cancel() -> None:
-                await at.wait()
-                scope.cancel()
-
-            group.start_soon(cancel)
-            await asyncmig.rollback(worker, Options(address=str(fake.address), concurrency=2))
-            await anyio.lowlevel.checkpoint()
-    assert scope.cancelled_caught
+    options = Options(address=str(fake.address), concurrency=2)
+    await cancelled_at(AtCall(fake, call), lambda: asyncmig.rollback(worker, options))
     await check_nothing_left()
     if call in ROLLBACK_READS:
         assert final_state(fake.state, worker) == migrated
