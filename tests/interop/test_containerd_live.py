@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Set
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, IncompleteMigrationError, LayoutError, Options, Outcome, StoreError
-from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.migration.plan import Change
 from asyncmig.migration.release import ReleasePlan, Vanished
 from asyncmig.migration.report import Counts
@@ -445,7 +444,7 @@ def unchanged(daemon: Containerd, worker: Path) -> Iterator[None]:
     assert state() == before
 
 
-async def test_ids_of_every_kind_are_found(daemon: Containerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ids_of_every_kind_are_found(daemon: Containerd) -> None:
     """The filter language of containerd, with what has to be quoted in it."""
     names = ["a", "ab", "a.b", 'qu"ote', "back\\slash", "sp ace", "new\nline", "ümlaut", "\u2028", "😀", "(x", "a|b", "$", "[a"]
     names += [f"sha256:{i:064}" for i in range(20)]
@@ -459,17 +458,20 @@ async def test_ids_of_every_kind_are_found(daemon: Containerd, tmp_path: Path, m
             assert [lease and lease.id for lease in await port.list_many([name])] == [name]
 
         # And in shards, by what containerd takes for regular expressions.
-        monkeypatch.setattr(ContainerdLeases, "_list", list_shards)
-        monkeypatch.setattr(leases, "_FILTERED_ONE_BY_ONE", 1)
+        assert isinstance(port, ContainerdLeases)
+        port.__class__ = OneAtATime
         assert [lease and lease.id for lease in await port.list_many(names)] == names
 
 
-async def list_shards(port: ContainerdLeases, ids: Sequence[str], labels: leases.Labels) -> None:
-    """As if the answer for all had been too large."""
-    for prefix, shard in leases._shards(no_checkpoint, ids):
-        request = ListRequest(filters=leases._filters(prefix, shard))
-        reply = await port._client.call(port._client.leases.list, request)
-        labels.update((lease.id, dict(lease.labels)) for lease in reply.leases if lease.id in shard)
+class OneAtATime(ContainerdLeases):
+    """As if every answer with more than one lease were too large."""
+
+    async def _list(self, filters: list[str], labels: leases.Labels, wanted: Set[str] | None) -> None:
+        found: leases.Labels = {}
+        await super()._list(filters, found, None)
+        if len(found) > 1:
+            raise TooLargeError(self._client.address, "list", "larger than max")
+        labels.update(found)
 
 
 async def test_more_leases_than_fit_into_one_message(tmp_path: Path, containerd_factory: ContainerdFactory) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from functools import partial
 
@@ -21,6 +20,7 @@ from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import Resource as ResourceMessage
 from asyncmig.stores.containerd.bridge import Bridge
 from asyncmig.stores.containerd.client import AlreadyExistsError, Client, NotFoundError, TooLargeError
+from asyncmig.stores.containerd.reading import distinct
 from asyncmig.stores.containerd.shards import EVERYTHING, quoted
 from asyncmig.stores.fanout import Item, Progress, Result, fan_out
 from asyncmig.stores.ports import Lease, Protected, Resource
@@ -57,29 +57,19 @@ class ContainerdLeases:
 
     async def _list_many(self, ids: Sequence[str]) -> list[Lease | None]:
         labels: Labels = {}
-        if ids:
-            await self._list(ids, labels)
+        wanted = await in_thread(distinct, ids)
+        if wanted:
+            await self._list_wanted(wanted, labels)
         resources = dict(zip(labels, await self._fan_out(self._resources, list(labels)), strict=True))
         return await in_thread(_in_order, ids, labels, resources)
 
-    async def _list(self, ids: Sequence[str], labels: Labels) -> None:
-        """Put the labels of those of the leases ``ids`` that exist into ``labels``.
-
-        containerd answers in one message and sends none above 16 MiB, about 165,000 leases.  Then it is asked for shards: the
-        leases whose ids begin alike.
-        """
-        todo: list[tuple[str, Sequence[str]]] = [("", ids)]
-        while todo:
-            prefix, shard = todo.pop()
-            request = ListRequest(filters=_filters(prefix, shard))
-            try:
-                reply = await self._client.call(self._client.leases.list, request, "leases")
-            except TooLargeError:
-                if len(shard) == 1:
-                    raise
-                todo.extend(await in_thread(_shards, shard))
-            else:
-                await in_thread(_note_labels, shard, reply, labels)
+    async def _list_wanted(self, wanted: Set[str], labels: Labels) -> None:
+        """Put the labels of those of the leases ``wanted`` that exist into ``labels``."""
+        if len(wanted) <= _FILTERED_ONE_BY_ONE:
+            with suppress(TooLargeError):
+                await self._list([f"id=={quoted(lease_id)}" for lease_id in wanted], labels, wanted)
+                return
+        await self._list_everything(labels, wanted)
 
     async def list_all(self) -> list[Lease]:
         """List, and ListResources of each; a lease that is deleted in between is left out.
@@ -95,20 +85,24 @@ class ContainerdLeases:
         held = await fan_out(self._resources, ids, concurrency=self._concurrency)
         return await in_thread(_existing, labels, held)
 
-    async def _list_everything(self, labels: Labels) -> None:
-        """Put the labels of all leases into ``labels``, in as many parts as containerd needs to answer (see :meth:`_list`)."""
+    async def _list_everything(self, labels: Labels, wanted: Set[str] | None = None) -> None:
+        """Put the labels of all leases, or of those that are wanted, into ``labels``.
+
+        containerd answers in one message and sends none above 16 MiB, about 165,000 leases.  Then it is asked for shards.
+        """
         todo = [EVERYTHING]
         while todo:
             shard = todo.pop()
-            request = ListRequest(filters=shard.filters())
             try:
-                reply = await self._client.call(self._client.leases.list, request, "leases")
+                await self._list(shard.filters(), labels, wanted)
             except TooLargeError:
                 if shard.is_single:
                     raise
                 todo.extend(shard.halves())
-            else:
-                await in_thread(_note_all_labels, reply, labels)
+
+    async def _list(self, filters: list[str], labels: Labels, wanted: Set[str] | None) -> None:
+        reply = await self._client.call(self._client.leases.list, ListRequest(filters=filters), "leases")
+        await in_thread(_note_labels, reply, labels, wanted)
 
     async def _resources(self, lease_id: str) -> tuple[Resource, ...] | None:
         request = ListResourcesRequest(id=lease_id)
@@ -162,24 +156,6 @@ class ContainerdLeases:
                 await self._client.call(self._client.leases.delete_resource, request, about)
 
 
-def _filters(prefix: str, ids: Sequence[str]) -> list[str]:
-    """Filters for the leases ``ids``, which all begin with ``prefix``; more may match."""
-    if len(ids) <= _FILTERED_ONE_BY_ONE:
-        return [f"id=={quoted(lease_id)}" for lease_id in ids]
-    return [f"id~={quoted('^' + re.escape(prefix))}"] if prefix else []
-
-
-def _shards(checkpoint: Checkpoint, ids: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """Split ids that differ by the first character in which they do; each part with the prefix that its ids share."""
-    first, last = min(ids), max(ids)
-    length = 1 + next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
-    parts: dict[str, dict[str, None]] = {}
-    for lease_id in ids:
-        checkpoint()
-        parts.setdefault(lease_id[:length], {})[lease_id] = None
-    return [(prefix, list(part)) for prefix, part in parts.items()]
-
-
 def _names(checkpoint: Checkpoint, labels: Labels) -> list[str]:
     names = []
     for name in labels:
@@ -188,10 +164,11 @@ def _names(checkpoint: Checkpoint, labels: Labels) -> list[str]:
     return names
 
 
-def _note_all_labels(checkpoint: Checkpoint, reply: ListResponse, labels: Labels) -> None:
+def _note_labels(checkpoint: Checkpoint, reply: ListResponse, labels: Labels, wanted: Set[str] | None) -> None:
     for lease in reply.leases:
         checkpoint()
-        labels[lease.id] = lease.labels
+        if wanted is None or lease.id in wanted:
+            labels[lease.id] = lease.labels
 
 
 def _existing(checkpoint: Checkpoint, labels: Labels, held: list[tuple[Resource, ...] | None]) -> list[Lease]:
@@ -201,17 +178,6 @@ def _existing(checkpoint: Checkpoint, labels: Labels, held: list[tuple[Resource,
         if resources is not None:
             leases.append(Lease(lease_id, its_labels, resources))
     return leases
-
-
-def _note_labels(checkpoint: Checkpoint, ids: Sequence[str], reply: ListResponse, labels: Labels) -> None:
-    existing = {}
-    for lease in reply.leases:
-        checkpoint()
-        existing[lease.id] = lease.labels
-    for lease_id in ids:
-        checkpoint()
-        if lease_id in existing:
-            labels[lease_id] = existing[lease_id]
 
 
 def _in_order(

@@ -45,7 +45,7 @@ class Reader(Generic[Info, Found]):
         """
         found: dict[str, Found] = {}
         if len(names) >= _WORTH_LISTING:
-            await self._list(await in_thread(_distinct, names), found)
+            await self._list(await in_thread(distinct, names), found)
         rest = await in_thread(_missing, names, found)
         infos = await fan_out(self.get, rest, concurrency=self.concurrency, progress=self.progress)
         return await in_thread(self._in_order, names, found, rest, infos)
@@ -90,7 +90,8 @@ class Reader(Generic[Info, Found]):
 # What goes through all names is done in worker threads, and not in one step of C: the event loop would wait for it.
 
 
-def _distinct(checkpoint: Checkpoint, names: Sequence[str]) -> set[str]:
+def distinct(checkpoint: Checkpoint, names: Sequence[str]) -> set[str]:
+    """The names, each once."""
     found = set()
     for name in names:
         checkpoint()
