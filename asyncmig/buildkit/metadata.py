@@ -7,7 +7,7 @@ raw bytes, which no migration touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -188,7 +188,7 @@ class MetadataDb:
             # Filled after _main, which tells the new entries.
             fills[INDEX] = lambda builder: self._fill_index(builder, index, checkpoint)
         keep = [root for name, roots in self._nested.items() if revision.keeps(name) for root in roots]
-        if any(not revision.keeps(to_text(key)) for key, _ in self._top_entries(EXTERNAL, checkpoint)):
+        if revision.dropped and any(not revision.keeps(to_text(key)) for key, _ in self._top_entries(EXTERNAL, checkpoint)):
             fills[EXTERNAL] = lambda builder: self._fill_external(builder, revision, checkpoint)
             keep += [
                 value.root
@@ -314,7 +314,7 @@ class Revision:
 
     records: Sequence[Record]
     by_id: Mapping[str, Record]
-    dropped: Container[str] = ()
+    dropped: Set[str] = frozenset()
     tidy: bool = False
 
     def keeps(self, record_id: str) -> bool:
