@@ -196,6 +196,16 @@ def marked_cache() -> V1Cache:
     return cache
 
 
+def holders_of_holders(count: int) -> V1Cache:
+    """Holders h0000 and so on, each of which names the one before as the owner of its data."""
+    cache = V1Cache()
+    cache.layer("base", blob=False)
+    cache.unfinalised("h0000", "m", "base")
+    for i in range(1, count):
+        cache.records[f"h{i:04}"] = {"cache.equalMutable": value(f"h{i - 1:04}")}
+    return cache
+
+
 async def migrate_with(
     worker: Path,
     stores: Stores,

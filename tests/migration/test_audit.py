@@ -52,23 +52,17 @@ def both(*acts: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def drop(*path: str, name: str, database: str = "metadata_v2.db") -> Callable[[Path], None]:
-    """Delete a bucket."""
+    """Delete a bucket or a key."""
 
     def act(worker: Path) -> None:
         with Db.open(worker / database, writable=True) as db, db.update() as tx:
             bucket = tx.path_bucket(*map(str.encode, path))
             assert bucket is not None
-            bucket.delete_bucket(name.encode())
-
-    return act
-
-
-def drop_key(*path: str, name: str, database: str) -> Callable[[Path], None]:
-    def act(worker: Path) -> None:
-        with Db.open(worker / database, writable=True) as db, db.update() as tx:
-            bucket = tx.path_bucket(*map(str.encode, path))
-            assert bucket is not None
-            bucket.delete(name.encode())
+            if bucket.bucket(name.encode()) is None:
+                assert name.encode() in bucket
+                bucket.delete(name.encode())
+            else:
+                bucket.delete_bucket(name.encode())
 
     return act
 
@@ -126,7 +120,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("parent-mismatch", put("d", "cache.parent", value("a")), "d"),
     ("lease-missing", drop(*LEASES, name="d", database=META), "d"),
     ("lease-expired", lease("d", OLD), "d"),
-    ("lease-incomplete", drop_key(*LEASES, "d", "content", name=digest("blob d"), database=META), "d"),
+    ("lease-incomplete", drop(*LEASES, "d", "content", name=digest("blob d"), database=META), "d"),
     ("lease-surplus", lease("holder", FLAT, ("holder",)), "holder"),
     ("lease-without-record", lease("nobody", FLAT), "nobody"),
     ("blob-malformed", put("d", "cache.blob", value("md5:12")), "d"),
@@ -139,7 +133,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("chain-wrong", put("d", "cache.chainID", value(digest("x"))), "d"),
     ("chain-bogus", put("a", "cache.diffID", b""), "b"),
     ("chain-half", put("d", "cache.chainID", b""), "d"),
-    ("index-missing", drop_key("_index", name=f"blobmap::{digest('blob d')}::d", database="metadata_v2.db"), "d"),
+    ("index-missing", drop("_index", name=f"blobmap::{digest('blob d')}::d", database="metadata_v2.db"), "d"),
     ("index-stale", index("git-remote::x::nobody"), "nobody"),
     ("index-stale", index(f"chainid:{digest('x')}::d"), "d"),
     ("index-endless", index("endless"), "endless"),
@@ -150,13 +144,13 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
 REMARKS: list[tuple[str, Callable[[Path], None], str]] = [
     ("holder-finalised", put("d", "cache.equalMutable", value("nobody")), "d"),
     ("media-type-unknown", put("d", "cache.mediatype", value("text/plain")), "d"),
-    ("lease-not-flat", drop_key(*LEASES, "d", "labels", name="containerd.io/gc.flat", database=META), "d"),
+    ("lease-not-flat", drop(*LEASES, "d", "labels", name="containerd.io/gc.flat", database=META), "d"),
     ("lease-without-record", lease("nobody", {}), "nobody"),
     ("label-without-record", label("snapshots", "overlayfs", "view"), "view"),
     ("snapshot-unowned", lambda worker: None, "view"),
     (
         "blob-unowned",
-        both(put("d", "cache.blob", b""), drop_key(*LEASES, "d", "content", name=digest("blob d"), database=META)),
+        both(put("d", "cache.blob", b""), drop(*LEASES, "d", "content", name=digest("blob d"), database=META)),
         digest("blob d"),
     ),
 ]

@@ -20,6 +20,7 @@ from tests.caches import (
     V1Cache,
     digest,
     final_state,
+    holders_of_holders,
     labels_of,
     migrate_with,
     rerun_with,
@@ -278,11 +279,7 @@ async def test_progress_that_raises_does_not_end_the_migration(worker: Path) -> 
 
 async def test_long_chains_of_holders_take_the_parent_at_their_end(tmp_path: Path) -> None:
     """No BuildKit makes them; they must cost no more than others, and a circle must end."""
-    cache = V1Cache()
-    cache.layer("base", blob=False)
-    cache.unfinalised("h0000", "m", "base")
-    for i in range(1, 3000):
-        cache.records[f"h{i:04}"] = {"cache.equalMutable": value(f"h{i - 1:04}")}
+    cache = holders_of_holders(3000)
     cache.records["x"] = {"cache.equalMutable": value("y")}
     cache.records["y"] = {"cache.equalMutable": value("x")}
     cache.records["self"] = {"cache.equalMutable": value("self")}

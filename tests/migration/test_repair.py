@@ -15,7 +15,7 @@ from asyncmig.migration.report import Report
 from asyncmig.migration.semantics import HARDENED, UPSTREAM
 from asyncmig.stores.memory import MemoryStores
 from asyncmig.stores.ports import Resource
-from tests.caches import ROOT, Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
+from tests.caches import ROOT, Snapshot, V1Cache, digest, holders_of_holders, labels_of, migrate_with, sample_cache, value
 from tests.states import dump_lines, tree_state
 
 pytestmark = pytest.mark.anyio
@@ -425,10 +425,6 @@ async def test_a_chain_as_deep_as_it_likes_is_settled(tmp_path: Path) -> None:
 
 
 async def test_long_chains_of_holders_take_the_parent_at_their_end(tmp_path: Path) -> None:
-    cache = V1Cache()
-    cache.layer("base", blob=False)
-    cache.unfinalised("h0000", "m", "base")
-    for i in range(1, 3000):
-        cache.records[f"h{i:04}"] = {"cache.equalMutable": value(f"h{i - 1:04}")}
+    cache = holders_of_holders(3000)
     done = await migrated(cache, tmp_path)
     assert {done.records[f"h{i:04}"]["cache.parent"] for i in range(3000)} == {"base"}
