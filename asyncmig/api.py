@@ -242,7 +242,8 @@ class _Run:
 
     def _report(self, layout: Layout) -> Report:
         report = Report(Outcome.NOTHING_TO_DO, layout.directory, self._options.semantics, layout.name)
-        report.arguments = {"path": os.fsdecode(self._path), **asdict(self._options)}
+        given = {"path": self._path, **asdict(self._options)}
+        report.arguments = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in given.items()}
         return report
 
     async def _open(self, stack: AsyncExitStack, layout: Layout, report: Report, *, writable: bool) -> OpenStores:

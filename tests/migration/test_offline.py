@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -262,7 +263,9 @@ async def test_a_stopped_containerd_has_the_stores(tmp_path: Path, monkeypatch: 
     with pytest.raises(ContainerdUnavailableError, match=r"nowhere\.sock.*--containerd-root"):
         await asyncmig.migrate(worker)
 
-    await asyncmig.migrate(worker, Options(containerd_root=root))
+    report = await asyncmig.migrate(worker, Options(containerd_root=root))
+    arguments = json.loads(json.dumps(report.to_dict()))["arguments"]
+    assert (arguments["path"], arguments["containerd_root"]) == (str(worker), str(root))
 
     expected = sample_cache().write(tmp_path / "runc-overlayfs")
     await asyncmig.migrate(expected)
