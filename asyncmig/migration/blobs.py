@@ -96,7 +96,8 @@ def _apply_examined(
     if usable:  # where none has data, the content store's directory is likelier to be elsewhere, or not mounted
         cache.dead_blobs = known.difference(usable)
     for record in stepping(checkpoint, cache.records):
-        digest, diff_id = record.blob_mapping or (record.blob, record.diff_id)
+        mapped = record.blob_mapping if record.blob_mapping and record.blob_mapping[0] else None
+        digest, diff_id = mapped or (record.blob, record.diff_id)
         if not digest:
             continue
         if digest not in usable or not diff_id:

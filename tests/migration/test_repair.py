@@ -307,6 +307,15 @@ async def test_what_a_half_migrated_record_says_of_a_blob_that_is_gone_is_cleare
     assert done.index == []
 
 
+async def test_a_mapping_without_blob_does_not_hide_what_a_half_migrated_record_says(tmp_path: Path) -> None:
+    more = {"cache.blob": value(digest("blob a")), "cache.diffID": value(digest("diff a"))}
+    cache = V1Cache()
+    cache.layer("a", more=more)
+    cache.records["a"]["blobmapping.blob"] = value({"Blobsum": "", "DiffID": ""})
+    done = await migrated(cache, tmp_path)
+    assert (done.records["a"]["cache.blob"], done.records["a"]["cache.blobsize"]) == (digest("blob a"), 100)
+
+
 async def test_chain_ids_that_are_wrong_are_computed_anew(tmp_path: Path) -> None:
     cache = V1Cache()
     more = {
