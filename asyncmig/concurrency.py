@@ -9,10 +9,9 @@ for it, remembers a cancellation that arrives, and raises it again when the work
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from itertools import count
+from time import perf_counter, sleep
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 import anyio
@@ -20,14 +19,16 @@ import anyio.to_thread
 
 from asyncmig.bolt.walk import Checkpoint
 
-_YIELD_EVERY = 16
-"""Checkpoints after which a worker thread lets go of the interpreter lock of its own accord.
+_YIELD_AFTER = 0.002
+"""Seconds after which a worker thread lets go of the interpreter lock of its own accord.
 
-Python takes it away only after 5 ms, and an embedding event loop would wait that long for each of its turns.
+Python takes it away only after 5 ms, and an embedding event loop would wait that long for each turn.  The thread gets it
+back after about 0.1 ms, what Linux makes of a sleep of no time at all, so more often would cost more than it gives.
 """
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class _Stopped(Exception):
@@ -45,15 +46,20 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
     ended: a thread is never left behind to go on working.  If the function ends with a result or an error of its own all the
     same, an error is raised in place of the cancellation, and a result is dropped.
     """
-    stop = threading.Event()
+    stopped = False
+    yield_at = 0.0
 
-    calls = count(1)
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
 
     def checkpoint() -> None:
-        if stop.is_set():
+        nonlocal yield_at
+        if stopped:
             raise _Stopped
-        if next(calls) % _YIELD_EVERY == 0:
-            time.sleep(0)  # lets go of the interpreter lock
+        if perf_counter() >= yield_at:
+            sleep(0)  # lets go of the interpreter lock
+            yield_at = perf_counter() + _YIELD_AFTER
 
     call = _Call(partial(function, checkpoint, *args, **kwargs))
 
@@ -63,11 +69,11 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
         except BaseException:
             # Either the function has ended, or the event loop is being torn down (a second Ctrl-C under asyncio.run cancels
             # every task) and the caller will close the thread's files in a moment: their numbers would be used again.
-            stop.set()
+            stop()
             call.wait()
             raise
 
-    return await _supervise(work, stop.set, shield=False)
+    return await _supervise(work, stop, shield=False)
 
 
 class _Call(Generic[T]):
@@ -95,6 +101,26 @@ class _Call(Generic[T]):
             self._abandoned = not self._begun
         if not self._abandoned:
             self._ended.wait()
+
+
+def stepping(checkpoint: Checkpoint, items: Iterable[Item], progress: Callable[[int], None] | None = None) -> Iterator[Item]:
+    """The items, with a checkpoint before every 32nd and behind the last: for loops whose turns take some microseconds each.
+
+    ``progress`` is called with the number of items dealt with since the last call.
+    """
+    count = 0
+    for item in items:
+        if not count & 31:
+            checkpoint()
+            if count == 256:
+                count = 0
+                if progress:
+                    progress(256)
+        yield item
+        count += 1
+    if progress:
+        progress(count)
+    checkpoint()
 
 
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], None] = _ignore) -> T:

@@ -3,6 +3,7 @@
 from asyncmig.bolt.bucket import Bucket
 from asyncmig.bolt.build import BucketBuilder, build_bucket, build_file
 from asyncmig.bolt.check import CheckResult, Finding, check, verify_pages
+from asyncmig.bolt.contents import Contents, edit_buckets, nested_contents, read_contents, write_contents
 from asyncmig.bolt.cursor import Cursor
 from asyncmig.bolt.db import Db
 from asyncmig.bolt.dump import dump
@@ -18,6 +19,7 @@ __all__ = [
     "BucketValue",
     "CheckResult",
     "Checkpoint",
+    "Contents",
     "Cursor",
     "Db",
     "Finding",
@@ -28,6 +30,10 @@ __all__ = [
     "build_file",
     "check",
     "dump",
+    "edit_buckets",
+    "nested_contents",
+    "read_contents",
     "rebuild",
     "verify_pages",
+    "write_contents",
 ]

@@ -112,6 +112,22 @@ class Bucket:
             yield item
             item = cursor.next()
 
+    def value(self, key: bytes) -> bytes | None:
+        """The value of ``key`` as it is stored: that of a nested bucket is a :class:`BucketValue`."""
+        if key in self._children:
+            self.spill_child(key)
+        return self._lookup(key)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """All keys in order with their values as they are stored.  For read transactions, and faster than :meth:`items`."""
+        self.check_open()
+        if self.tx.writable:
+            raise BucketError("entries() is for read transactions")
+        for node in self.tx.nodes(self.root_node()):
+            if node.leaf:
+                yield from zip(node.keys, node.data, strict=True)
+            self.check_open()
+
     @property
     def sequence(self) -> int:
         """The bucket's sequence number."""
@@ -202,6 +218,11 @@ class Bucket:
         if existing is not None:
             kind = "bucket" if type(existing) is BucketValue else "key"
             raise BucketError(f"{kind} {name[:64]!r} exists already")
+        self._store(name, value)
+
+    def replace(self, name: bytes, value: BucketValue) -> None:
+        """Set the value of the nested bucket ``name``, new or not, whose pages this transaction has written already."""
+        self._check_write(name)
         self._store(name, value)
 
     def create_bucket_if_not_exists(self, name: bytes) -> Bucket:

@@ -53,15 +53,7 @@ class BucketBuilder:
 
     def leaf_bucket(self, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
         """A nested bucket from sorted keys that are known to be good: the fast way for small ones."""
-        size = fmt.leaf_size(keys, values)
-        if len(keys) <= fmt.MAX_ELEMENTS:
-            if size <= self._page_size // 4 and BucketValue not in set(map(type, values)):
-                return encode_inline(keys, values, sequence)
-            if size <= self._page_size:
-                return encode_bucket(self._writer.write_leaf(keys, values), sequence)
-        sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
-        kids = [(keys[a], self._writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, self._page_size, 1.0)]
-        return encode_bucket(self._branches(kids), sequence)
+        return write_small_bucket(self._writer, keys, values, sequence)
 
     def finish(self) -> BucketValue:
         """Write what is left; returns the value that the parent bucket is to hold."""
@@ -73,21 +65,36 @@ class BucketBuilder:
         """Write what is left, never inline; returns the root page."""
         if self._keys or not self._kids:
             self._cut()
-        return self._branches(self._kids)
+        return write_branches(self._writer, self._kids)
 
     def _cut(self) -> None:
         first = self._keys[0] if self._keys else b""
         self._kids.append((first, self._writer.write_leaf(self._keys, self._values)))
         self._keys, self._values, self._size = [], [], fmt.PAGE_HEADER_SIZE
 
-    def _branches(self, level: list[tuple[bytes, int]]) -> int:
-        while len(level) > 1:
-            sizes = [fmt.ELEMENT_SIZE + len(k) for k, _ in level]
-            level = [
-                (level[a][0], self._writer.write_branch([k for k, _ in level[a:b]], [p for _, p in level[a:b]]))
-                for a, b in split(sizes, self._page_size, 1.0)
-            ]
-        return level[0][1]
+
+def write_small_bucket(writer: PageWriter, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
+    """Write a bucket from sorted keys that are known to be good; returns the value that its parent is to hold."""
+    size = fmt.leaf_size(keys, values)
+    if len(keys) <= fmt.MAX_ELEMENTS:
+        if size <= writer.page_size // 4 and BucketValue not in map(type, values):
+            return encode_inline(keys, values, sequence)
+        if size <= writer.page_size:
+            return encode_bucket(writer.write_leaf(keys, values), sequence)
+    sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
+    kids = [(keys[a], writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, writer.page_size, 1.0)]
+    return encode_bucket(write_branches(writer, kids), sequence)
+
+
+def write_branches(writer: PageWriter, level: list[tuple[bytes, int]]) -> int:
+    """Write the branches over the pages of one level, given with their first keys; returns the root page."""
+    while len(level) > 1:
+        sizes = [fmt.ELEMENT_SIZE + len(k) for k, _ in level]
+        level = [
+            (level[a][0], writer.write_branch([k for k, _ in level[a:b]], [p for _, p in level[a:b]]))
+            for a, b in split(sizes, writer.page_size, 1.0)
+        ]
+    return level[0][1]
 
 
 def _complaint(key: bytes, last: bytes) -> str:

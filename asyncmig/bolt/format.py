@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, islice
-from operator import add, lt
+from operator import add, itemgetter, lt
 
 MAGIC = 0xED0CDAED
 VERSION = 2
@@ -45,6 +45,7 @@ BUCKET_HEADER_SIZE = BUCKET_HEADER.size
 ELEMENT_SIZE = 16
 INLINE_PREFIX = BUCKET_HEADER_SIZE + PAGE_HEADER_SIZE
 
+_ELEMENT = struct.Struct("<IIII")  # of a leaf: flags, position, key size, value size
 _META_BODY = struct.Struct("<IIIIQQQQQ")  # magic version page_size flags root sequence freelist high_water_mark txid
 _CHECKSUM = struct.Struct("<Q")
 META_SIZE = PAGE_HEADER_SIZE + _META_BODY.size + _CHECKSUM.size
@@ -150,11 +151,14 @@ def _element_starts(positions: Sequence[int], sizes: list[int], table: int, coun
     return starts
 
 
-def _check_keys(keys: list[bytes], sizes: Sequence[int]) -> None:
+def _check_key_sizes(sizes: Sequence[int]) -> None:
     if min(sizes) == 0:
         raise Malformed(f"element {sizes.index(0)} has an empty key")
     if max(sizes) > MAX_KEY_SIZE:
         raise Malformed(f"element {next(i for i, n in enumerate(sizes) if n > MAX_KEY_SIZE)} has a key that is too long")
+
+
+def _check_order(keys: list[bytes]) -> None:
     if not all(map(lt, keys, islice(keys, 1, None))):
         raise Malformed("keys are out of order")
 
@@ -162,6 +166,44 @@ def _check_keys(keys: list[bytes], sizes: Sequence[int]) -> None:
 def _check_table(count: int, table: int, end: int) -> None:
     if table + ELEMENT_SIZE * count > end:
         raise Malformed("the element table is larger than its page")
+
+
+class _Layout:
+    """Where keys and values of a leaf lie, for all leaves with the same element table.
+
+    The records of a cache have few layouts: their keys are the same, and their values of similar length.  What follows from the
+    table alone is checked once.
+    """
+
+    __slots__ = ("buckets", "end", "keys", "values")
+
+    def __init__(self, elements: _Elements) -> None:
+        self.keys = itemgetter(*map(slice, elements.starts, elements.middles))
+        self.values = itemgetter(*map(slice, elements.middles, elements.ends))
+        self.buckets = elements.buckets
+        self.end = max(elements.ends)
+
+
+class _Elements:
+    """Where keys and values of a leaf lie: offsets in its image, and which elements are nested buckets."""
+
+    __slots__ = ("buckets", "ends", "middles", "starts")
+
+    def __init__(self, image: bytes, table: int, count: int, end: int) -> None:
+        raw = _leaf_table(count).unpack_from(image, table)
+        flags, key_sizes, value_sizes = raw[0::4], raw[2::4], raw[3::4]
+        self.starts = _element_starts(raw[1::4], list(map(add, key_sizes, value_sizes)), table, count, end)
+        _check_key_sizes(key_sizes)
+        self.middles = list(map(add, self.starts, key_sizes))
+        self.ends = list(map(add, self.middles, value_sizes))
+        self.buckets = _bucket_elements(flags) if any(flags) else ()
+
+
+_MOST_SHARED = 32
+"""Elements of a leaf up to which others may have its layout."""
+_MOST_LAYOUTS = 1024
+_layouts: dict[int, dict[bytes, _Layout | None]] = {PAGE_HEADER_SIZE: {}, INLINE_PREFIX: {}}
+"""Layouts by the offset of the element table, and the table; ``None`` for a table that was met once."""
 
 
 def decode_leaf(image: bytes, table: int, count: int, end: int) -> tuple[list[bytes], list[bytes]]:
@@ -173,26 +215,67 @@ def decode_leaf(image: bytes, table: int, count: int, end: int) -> tuple[list[by
     _check_table(count, table, end)
     if count == 0:
         return [], []
-    raw = _leaf_table(count).unpack_from(image, table)
-    flags, key_sizes, value_sizes = raw[0::4], raw[2::4], raw[3::4]
-    starts = _element_starts(raw[1::4], list(map(add, key_sizes, value_sizes)), table, count, end)
-    middles = list(map(add, starts, key_sizes))
-    keys = [image[a:b] for a, b in zip(starts, middles, strict=True)]
-    values = [image[b : b + n] for b, n in zip(middles, value_sizes, strict=True)]
-    _check_keys(keys, key_sizes)
-    if any(flags):
-        _mark_buckets(flags, values)
+    if count == 1:
+        return _decode_one(image, table, end)
+    layout = _shared_layout(image, table, count, end) if count <= _MOST_SHARED else None
+    if layout is not None:
+        keys, values, buckets = list(layout.keys(image)), list(layout.values(image)), layout.buckets
+    else:
+        elements = _Elements(image, table, count, end)
+        keys = [image[a:b] for a, b in zip(elements.starts, elements.middles, strict=True)]
+        values = [image[a:b] for a, b in zip(elements.middles, elements.ends, strict=True)]
+        buckets = elements.buckets
+    _check_order(keys)
+    for i in buckets:
+        values[i] = _bucket_value(values[i], i)
     return keys, values
 
 
-def _mark_buckets(flags: Sequence[int], values: list[bytes]) -> None:
+def _decode_one(image: bytes, table: int, end: int) -> tuple[list[bytes], list[bytes]]:
+    """:func:`decode_leaf` for a single element: every other bucket of a store has just one."""
+    flag, position, key_size, value_size = _ELEMENT.unpack_from(image, table)
+    start = table + position
+    middle = start + key_size
+    if position < ELEMENT_SIZE or middle + value_size > end:
+        raise Malformed("element 0 lies outside its page")
+    if not 0 < key_size <= MAX_KEY_SIZE:
+        _check_key_sizes([key_size])
+    value = image[middle : middle + value_size]
+    if flag:
+        _bucket_elements([flag])
+        value = _bucket_value(value, 0)
+    return [image[start:middle]], [value]
+
+
+def _bucket_value(value: bytes, i: int) -> BucketValue:
+    if len(value) < INLINE_PREFIX and (len(value) < BUCKET_HEADER_SIZE or not any(value[:8])):
+        raise Malformed(f"element {i} is a bucket of only {len(value)} bytes")
+    return BucketValue(value)
+
+
+def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | None:
+    """The layout of a leaf if its table was met before.  To make one costs as much as it saves the next two times."""
+    known = _layouts[table]
+    name = image[table : table + ELEMENT_SIZE * count]
+    layout = known.get(name)
+    if layout is None:
+        if name in known:
+            known[name] = layout = _Layout(_Elements(image, table, count, end))
+        else:
+            if len(known) >= _MOST_LAYOUTS:
+                known.clear()
+            known[name] = None
+    elif layout.end > end:
+        return None  # and so it becomes an error
+    return layout
+
+
+def _bucket_elements(flags: Sequence[int]) -> Sequence[int]:
+    """Indices of the elements that are nested buckets."""
     for i, flag in enumerate(flags):
-        if flag == BUCKET_FLAG:
-            values[i] = value = BucketValue(values[i])
-            if len(value) < (BUCKET_HEADER_SIZE if any(value[:8]) else INLINE_PREFIX):
-                raise Malformed(f"element {i} is a bucket of only {len(value)} bytes")
-        elif flag:
+        if flag not in (0, BUCKET_FLAG):
             raise Malformed(f"element {i} has unknown flags {flag:#x}")
+    return [i for i, flag in enumerate(flags) if flag]
 
 
 def decode_inline(value: BucketValue) -> tuple[list[bytes], list[bytes]]:
@@ -204,7 +287,7 @@ def decode_inline(value: BucketValue) -> tuple[list[bytes], list[bytes]]:
     if flags != LEAF or overflow:
         raise Malformed("an inline bucket is not one leaf page")
     keys, values = decode_leaf(value, INLINE_PREFIX, count, len(value))
-    if BucketValue in set(map(type, values)):
+    if BucketValue in map(type, values):
         raise Malformed("a bucket inside an inline bucket")
     return keys, values
 
@@ -218,7 +301,8 @@ def decode_branch(image: bytes, count: int) -> tuple[list[bytes], list[int]]:
     sizes = raw[1::3]
     starts = _element_starts(raw[0::3], list(sizes), PAGE_HEADER_SIZE, count, len(image))
     keys = [image[a : a + n] for a, n in zip(starts, sizes, strict=True)]
-    _check_keys(keys, sizes)
+    _check_key_sizes(sizes)
+    _check_order(keys)
     return keys, list(raw[2::3])
 
 
@@ -227,21 +311,41 @@ def leaf_size(keys: Sequence[bytes], values: Sequence[bytes]) -> int:
     return PAGE_HEADER_SIZE + ELEMENT_SIZE * len(keys) + sum(map(len, keys)) + sum(map(len, values))
 
 
-def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
-    """Element table and data of a leaf page, without its header."""
-    count = len(keys)
-    key_sizes = list(map(len, keys))
-    value_sizes = list(map(len, values))
+def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], header: bytes = b"") -> bytes:
+    """Element table and data of a leaf page, behind ``header``."""
+    data = [b""] * (2 * len(keys) + 2)
+    data[0] = header
+    data[1] = _encode_table(keys, values)
+    data[2::2] = keys
+    data[3::2] = values
+    return b"".join(data)
+
+
+_tables: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[type, ...]], bytes] = {}
+"""Element tables by the sizes of keys and values, and the types of values."""
+
+
+def _encode_table(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+    if len(keys) > _MOST_SHARED:
+        return _new_table(tuple(map(len, keys)), tuple(map(len, values)), tuple(map(type, values)))
+    shape = (tuple(map(len, keys)), tuple(map(len, values)), tuple(map(type, values)))
+    table = _tables.get(shape)
+    if table is None:
+        if len(_tables) >= _MOST_LAYOUTS:
+            _tables.clear()
+        table = _tables[shape] = _new_table(*shape)
+    return table
+
+
+def _new_table(key_sizes: Sequence[int], value_sizes: Sequence[int], types: Sequence[type]) -> bytes:
+    count = len(key_sizes)
     table = [0] * (4 * count)
     table[1::4] = _positions(list(map(add, key_sizes, value_sizes)), count)
     table[2::4] = key_sizes
     table[3::4] = value_sizes
-    if BucketValue in set(map(type, values)):
-        table[0::4] = [BUCKET_FLAG if type(v) is BucketValue else 0 for v in values]
-    data = [b""] * (2 * count)
-    data[0::2] = keys
-    data[1::2] = values
-    return b"".join((_leaf_table(count).pack(*table), *data))
+    if BucketValue in types:
+        table[0::4] = [BUCKET_FLAG if kind is BucketValue else 0 for kind in types]
+    return _leaf_table(count).pack(*table)
 
 
 def encode_branch(keys: Sequence[bytes], children: Sequence[int]) -> bytes:
@@ -267,9 +371,12 @@ def encode_page(page_id: int, flags: int, count: int, payload: bytes, page_size:
     return b"".join((PAGE_HEADER.pack(page_id, flags, count, pages - 1), payload, bytes(pages * page_size - total)))
 
 
+_INLINE_HEADER = struct.Struct("<QQQHHI")  # bucket header, then page header
+
+
 def encode_inline(keys: Sequence[bytes], values: Sequence[bytes], sequence: int) -> BucketValue:
     """The value of an inline bucket."""
-    return BucketValue(BUCKET_HEADER.pack(0, sequence) + PAGE_HEADER.pack(0, LEAF, len(keys), 0) + encode_leaf(keys, values))
+    return BucketValue(encode_leaf(keys, values, _INLINE_HEADER.pack(0, sequence, 0, LEAF, len(keys), 0)))
 
 
 def encode_bucket(root: int, sequence: int) -> BucketValue:

@@ -187,6 +187,25 @@ class PageFile:
         except MemoryError:
             raise self.out_of_memory() from None
 
+    def single_leaf(self, page_id: int) -> tuple[list[bytes], list[bytes]] | None:
+        """Keys and values of a tree that is one leaf page without overflow pages, as most buckets are; ``None`` for others.
+
+        The same as :meth:`tree_page` and :meth:`leaf` at half the cost.
+        """
+        size = self.page_size
+        if not 2 <= page_id < self.high_water_mark:
+            return None
+        image = self.read(size, page_id * size)
+        if len(image) < size:
+            return None
+        stated, flags, count, overflow = PAGE_HEADER.unpack_from(image)
+        if stated != page_id or flags != LEAF or overflow:
+            return None
+        try:
+            return fmt.decode_leaf(image, fmt.PAGE_HEADER_SIZE, count, size)
+        except Malformed as problem:
+            raise self.corrupt(page_id, str(problem)) from None
+
     def tree_page(self, page_id: int, claim: Claim | None = None) -> tuple[Page, bool]:
         """A page that must be a branch or a leaf, and whether it is a leaf."""
         page = self.page(page_id, claim)

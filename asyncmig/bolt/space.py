@@ -25,6 +25,9 @@ class Space:
 
     def take(self, count: int = 1) -> int:
         """The first of ``count`` consecutive pages."""
+        if count == 1 and self._next < self._end:
+            self._next += 1
+            return self._next - 1
         while self._end - self._next < count:
             if not self._runs:
                 first = self.high_water_mark

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from asyncmig.bolt.bucket import Bucket
 from asyncmig.bolt.format import FREELIST, NO_FREELIST, PAGE_HEADER_SIZE, Meta, encode_page
-from asyncmig.bolt.node import Node
-from asyncmig.bolt.pagefile import PageFile, encode_freelist, freelist_pages
+from asyncmig.bolt.node import Child, Node
+from asyncmig.bolt.pagefile import Page, PageFile, encode_freelist, freelist_pages
 from asyncmig.bolt.space import PageWriter, Space
 from asyncmig.bolt.walk import check_range
 from asyncmig.errors import BucketError, CorruptDatabaseError
@@ -103,25 +103,57 @@ class Tx:
 
         The check also bounds every walk on a damaged file: keys of different pages can't overlap, so none is met twice.
         """
-        pages = self.pages
-        assert pages is not None
-        if self._writer:
-            # A bucket that was spilled and opened again is read back from pages this transaction has written.
-            self._writer.flush_page(page_id)
-            pages.high_water_mark = self._writer.space.high_water_mark
-        page, is_leaf = pages.tree_page(page_id)
+        pages = self.file
+        page, is_leaf = self.tree_page(page_id)
         keys: list[bytes]
         values: list[bytes] | list[int]
         keys, values = pages.leaf(page) if is_leaf else pages.branch(page)
         check_range(pages, page_id, keys, low, high, depth)
         return Node(is_leaf, keys, values, (page_id, page.overflow), dirty=False)  # type: ignore[arg-type]
 
+    @property
+    def file(self) -> PageFile:
+        """The file, which has pages."""
+        assert self.pages is not None
+        return self.pages
+
+    def tree_page(self, page_id: int) -> tuple[Page, bool]:
+        """A branch or leaf page, and whether it is a leaf; it may be one that this transaction has written."""
+        pages = self.file
+        if self._writer:
+            self._writer.flush_page(page_id)
+            pages.high_water_mark = self._writer.space.high_water_mark
+        return pages.tree_page(page_id)
+
+    def single_leaf(self, page_id: int) -> tuple[list[bytes], list[bytes]] | None:
+        """Keys and values of a tree that is one page; ``None`` for another one.  See :meth:`PageFile.single_leaf`."""
+        pages = self.file
+        if self._writer:
+            self._writer.flush_page(page_id)
+            pages.high_water_mark = self._writer.space.high_water_mark
+        return pages.single_leaf(page_id)
+
+    def nodes(self, root: Child) -> Iterator[Node]:
+        """All nodes of a tree, each branch before what is below it, leaves in the order of their keys."""
+        stack: list[tuple[Child, bytes | None, bytes | None, int]] = [(root, None, None, 0)]
+        while stack:
+            node, low, high, depth = stack.pop()
+            if isinstance(node, int):
+                node = self.load(node, low, high, depth)
+            yield node
+            if not node.leaf:
+                below = zip(node.children, node.keys, [*node.keys[1:], high], strict=True)
+                stack += reversed([(child, key, end, depth + 1) for child, key, end in below])
+
     def free(self, node: Node) -> None:
         """The pages of ``node`` are not needed after this transaction.  They are not used again within it."""
         if node.pages:
-            first, overflow = node.pages
-            self._freed.extend(range(first, first + overflow + 1))
+            self.free_pages(*node.pages)
             node.pages = None
+
+    def free_pages(self, first: int, overflow: int) -> None:
+        """A page and its overflow pages are not needed after this transaction."""
+        self._freed.extend(range(first, first + overflow + 1))
 
     # -- the end
 

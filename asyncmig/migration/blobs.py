@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import keys
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.decisions import Action, Code
 from asyncmig.migration.media import media_type_of
 from asyncmig.stores.ports import ContentInfo, ContentStore

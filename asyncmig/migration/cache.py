@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import RecordError
@@ -70,10 +68,3 @@ class Cache:
     def revision(self) -> Revision:
         """What the new database is to hold."""
         return Revision(self.records, self.by_id, dropped=self.dropped, tidy=self.semantics.repairs)
-
-
-def stepping(checkpoint: Checkpoint, records: Iterable[Record]) -> Iterator[Record]:
-    """The records, with a checkpoint before each."""
-    for record in records:
-        checkpoint()
-        yield record

@@ -17,8 +17,9 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import keys
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
+from asyncmig.concurrency import stepping
 from asyncmig.errors import printable
-from asyncmig.migration.cache import ADVICE, Cache, stepping
+from asyncmig.migration.cache import ADVICE, Cache
 
 
 def compute_chains(checkpoint: Checkpoint, cache: Cache) -> None:

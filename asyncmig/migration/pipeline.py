@@ -13,7 +13,7 @@ from functools import partial
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.concurrency import in_thread, run_uncancellable, stepping
 from asyncmig.errors import (
     AsyncmigError,
     DatabaseError,
@@ -24,7 +24,7 @@ from asyncmig.errors import (
     printable,
 )
 from asyncmig.migration.blobs import find_blobs
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.chains import compute_chains
 from asyncmig.migration.decisions import Action, Code, OnBroken
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint

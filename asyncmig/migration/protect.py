@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.record import Record
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.journal import Journal
 from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.ports import Lease, LeaseStore, Protected, Resource, Stores

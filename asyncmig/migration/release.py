@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.report import Counts, Leftovers
 from asyncmig.stores.ports import GC_ROOT, ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
 

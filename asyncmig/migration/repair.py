@@ -22,9 +22,9 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import gojson, keys
 from asyncmig.buildkit.metadata import to_bytes
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import printable
-from asyncmig.migration.cache import Cache, stepping
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.decisions import Action, Code, OnBroken
 from asyncmig.migration.resolve import no_snapshot_at_all
 from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import printable
-from asyncmig.migration.cache import ADVICE, Cache, stepping
+from asyncmig.migration.cache import ADVICE, Cache
 from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
 
 

@@ -512,12 +512,11 @@ CHANGES: dict[str, Verb] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_one_transaction_that_takes_effect_as_a_whole_or_not_at_all(change: str, files: OfflineFiles) -> None:
-    count = 0
+    cancelled = []
 
-    def cancel_at_the_second(number: int) -> None:
-        nonlocal count
-        count += number
-        if count == 2:
+    def cancel_at_the_end(_: int) -> None:  # of the loop, before the commit
+        if not cancelled:
+            cancelled.append(True)
             anyio.from_thread.run(cancel)
 
     async def cancel() -> None:
@@ -535,7 +534,7 @@ async def test_one_transaction_that_takes_effect_as_a_whole_or_not_at_all(change
     await open_stores(files).leases.protect_many(MANY)
     before = state()
     with anyio.CancelScope() as scope:
-        await CHANGES[change](offline_stores(files, "overlayfs", cancel_at_the_second, content_directory=directory))
+        await CHANGES[change](offline_stores(files, "overlayfs", cancel_at_the_end, content_directory=directory))
     assert scope.cancelled_caught
     assert state() == before
 

@@ -12,24 +12,26 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 
-from asyncmig.bolt import Bucket, Checkpoint
-from asyncmig.concurrency import in_thread
+from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, StrPath, printable
 from asyncmig.sorting import sorted_in_steps
-from asyncmig.stores.fanout import Progress
+from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import (
     BLOB,
     CONTENT,
+    LABELS,
     VERSION,
     OfflineFiles,
-    check_shape,
     label_values,
+    misshapen,
     root_label,
     set_label,
     update,
     view,
 )
+from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo
 
 _SIZE = b"size"
@@ -45,26 +47,20 @@ class OfflineContent:
         self._files = files
         self._directory = os.fspath(directory)
         self._progress = progress
+        self._scan: Scan[ContentInfo] | None = None
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
-        """Info of all blobs from one read transaction.
+        """Info of all blobs from one read transaction, of which :meth:`list_all` answers, too.
 
         Raises :class:`StoreError` for one whose labels could not be removed.
         """
         return await in_thread(self._info_many, digests)
 
     def _info_many(self, checkpoint: Checkpoint, digests: Sequence[str]) -> list[ContentInfo | None]:
-        found: dict[str, ContentInfo] = {}
-        with view(self._files.metadata) as tx:
-            blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for digest in sorted_in_steps(list(digests)) if blobs else ():
-                checkpoint()
-                self._progress(1)
-                entry = blobs.bucket(codec.to_bytes(digest)) if blobs else None
-                if entry is not None:
-                    check_shape(entry, self._files.metadata_path, f"blob {digest}")
-                    found[digest] = _info(digest, entry)
-        return [found.get(digest) for digest in digests]
+        scan = self._scanned(checkpoint, self._progress, len(digests))
+        for digest in digests if scan.faults else ():
+            scan.check(digest)
+        return [scan.infos.get(digest) for digest in stepping(checkpoint, digests)]
 
     async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
         """All blobs from one read transaction, in the order of containerd's Walk, which passes over what is no digest, too.
@@ -74,18 +70,29 @@ class OfflineContent:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[ContentInfo]:
-        found = []
+        infos = self._scanned(checkpoint, no_progress, 0).infos.values()
+        wanted = (info for info in stepping(checkpoint, infos) if info.root is not None or not rooted)
+        return [info for info in wanted if _DIGEST.fullmatch(info.digest)]
+
+    def _scanned(self, checkpoint: Checkpoint, progress: Progress, total: int) -> Scan[ContentInfo]:
+        with share_of(total, progress) as advance:
+            if self._scan is None:
+                self._scan = self._read(checkpoint, advance)
+        return self._scan
+
+    def _read(self, checkpoint: Checkpoint, progress: Progress) -> Scan[ContentInfo]:
+        """All blobs, whatever their names."""
+        scan = Scan[ContentInfo]()
         with view(self._files.metadata) as tx:
             blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for name, value in blobs.items() if blobs else ():
-                checkpoint()
-                entry = blobs.bucket(name) if blobs and value is None else None
-                if entry is None or (rooted and root_label(entry) is None):
+            for name, value in stepping(checkpoint, blobs.entries(), progress) if tx and blobs else ():
+                if tx is None or type(value) is not BucketValue:
                     continue
-                digest = codec.to_text(name)
-                if _DIGEST.fullmatch(digest):
-                    found.append(_info(digest, entry))
-        return found
+                entry, digest = read_contents(tx, value), codec.to_text(name)
+                labels = nested_contents(tx, entry, LABELS)
+                scan.infos[digest] = ContentInfo(digest, codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
+                scan.note(digest, misshapen(entry, labels, self._files.metadata_path, f"blob {digest}"))
+        return scan
 
     async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
         """The heads from the blobs' files.
@@ -96,9 +103,7 @@ class OfflineContent:
 
     def _head_many(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
         heads = []
-        for blob in blobs:
-            checkpoint()
-            self._progress(1)
+        for blob in stepping(checkpoint, blobs, self._progress):
             path = self._path(blob.digest)
             heads.append(_head(path, blob.size) if path else None)
         return heads
@@ -132,23 +137,23 @@ class OfflineContent:
     ) -> list[bool]:
         if not digests:
             return []
-        now, found = codec.now(), set()
+        self._scan = None
+        now, found, name = codec.now(), set(), codec.to_bytes(label)
         with update(self._files.metadata) as tx:
             blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for digest in sorted_in_steps(list(digests)) if blobs else ():
-                checkpoint()
-                self._progress(1)
-                name = codec.to_bytes(digest)
-                entry = blobs.bucket(name) if blobs else None
-                if blobs is not None and entry is not None:
-                    set_label(entry, codec.to_bytes(label), codec.to_bytes(value_of(digest)), now)
-                    blobs.spill_child(name)
-                    found.add(digest)
+
+            def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
+                if stored is None:
+                    return None
+                entry, digest = read_contents(tx, stored), codec.to_text(key)
+                set_label(tx, entry, name, codec.to_bytes(value_of(digest)), now)
+                found.add(digest)
+                return write_contents(tx, entry)
+
+            if blobs:
+                ordered = sorted_in_steps(list(digests))
+                edit_buckets(blobs, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)
         return [digest in found for digest in digests]
-
-
-def _info(digest: str, entry: Bucket) -> ContentInfo:
-    return ContentInfo(digest, codec.decode_varint(entry.get(_SIZE) or b""), root_label(entry))
 
 
 def _head(path: str, size: int) -> bytes | None:

@@ -6,9 +6,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncmig.bolt import Bucket, Checkpoint, Db, PageFile, Tx, verify_pages
+from asyncmig.bolt import (
+    Bucket,
+    BucketValue,
+    Checkpoint,
+    Contents,
+    Db,
+    PageFile,
+    Tx,
+    nested_contents,
+    verify_pages,
+    write_contents,
+)
 from asyncmig.bolt.walk import no_checkpoint
-from asyncmig.errors import LayoutError, StoreError, StrPath, printable
+from asyncmig.errors import BucketError, LayoutError, StoreError, StrPath, printable
 from asyncmig.paths import exists
 from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
 from asyncmig.stores.ports import GC_ROOT
@@ -78,7 +89,7 @@ class OfflineFiles:
         """
         with view(self.backend) as tx:
             snapshots = tx.path_bucket(VERSION, SNAPSHOTS) if tx else None
-            count = sum(1 for _ in snapshots.items()) if snapshots else 0
+            count = sum(1 for _ in snapshots.entries()) if snapshots else 0
         new_pages = ((self.metadata, leases * 9 // 4), (self.backend, count))
         return [(db.path, _growth(db.pages, pages)) for db, pages in new_pages if db is not None and db.pages is not None]
 
@@ -146,39 +157,37 @@ def update(db: Db | None) -> Iterator[Tx]:
         yield tx
 
 
-def check_shape(entry: Bucket, path: str, what: str) -> None:
-    """Raise :class:`StoreError` for an entry that :func:`set_label` would fail on, or containerd when it does the same.
+def misshapen(entry: Contents, labels: Contents | None, path: str, what: str) -> str | None:
+    """What is wrong with an entry that :func:`set_label` would fail on, or containerd when it does the same, or ``None``.
 
     Meant for the reading stages: the labels go when leases have been made already, and a failure then would come again and
     again.  ``path`` is the database, ``what`` names the entry for the message.
     """
-    cause = misshapen(entry)
-    if cause:
-        raise StoreError(
-            f"{printable(path)}: {printable(what)}: {cause}; containerd never writes that, restore the file from a copy"
-        )
+    cause = _misshapen(entry, labels)
+    if cause is None:
+        return None
+    return f"{printable(path)}: {printable(what)}: {cause}; containerd never writes that, restore the file from a copy"
 
 
-def misshapen(entry: Bucket) -> str | None:
-    """What is wrong with the times and labels of a metadata entry, ``None`` if nothing is."""
+def _misshapen(entry: Contents, labels: Contents | None) -> str | None:
     for name in (CREATED_AT, UPDATED_AT):
-        if entry.bucket(name) is not None:
+        if type(entry.get(name)) is BucketValue:
             return f"{name.decode()} is a bucket where a time should be"
-    labels = entry.bucket(LABELS)
     if labels is None:
         return "labels is a value where a bucket should be" if LABELS in entry else None
-    nested = next((key for key, value in labels.items() if value is None), None)
-    return None if nested is None else f"label {printable(to_text(nested))} is a bucket where a value should be"
+    if BucketValue not in map(type, labels.values()):
+        return None
+    nested = next(key for key, value in labels.items() if type(value) is BucketValue)
+    return f"label {printable(to_text(nested))} is a bucket where a value should be"
 
 
-def root_label(entry: Bucket) -> str | None:
-    """The label that makes an entry a root of garbage collection, ``None`` if it has none.
+def root_label(labels: Contents | None) -> str | None:
+    """Of an entry's labels the one that makes it a root of garbage collection, ``None`` if it has none.
 
     As for containerd, an empty value is one, and what is a bucket is none.
     """
-    labels = entry.bucket(LABELS)
     value = labels.get(_GC_ROOT) if labels else None
-    return None if value is None else to_text(value)
+    return None if value is None or type(value) is BucketValue else to_text(value)
 
 
 def label_values(checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> dict[str, str]:
@@ -201,20 +210,22 @@ def _check_label(label: str, value: str) -> None:
         raise StoreError(f"label {printable(label)}: name and value have {size} bytes, containerd allows {_LONGEST_LABEL}")
 
 
-def set_label(entry: Bucket, label: bytes, value: bytes, now: bytes) -> None:
+def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -> None:
     """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry; no ``value`` removes the label.
 
     It rewrites both times and all labels, of which those with an empty value go, too.  The bucket of the labels is there
     afterwards even if it is empty, and even if there was none before: a label to be removed is an entry without value in
-    the map that is written (containerd ``metadata/boltutil``).
+    the map that is written (containerd ``metadata/boltutil``).  Raises :class:`BucketError` for an entry that is misshapen.
     """
-    if CREATED_AT not in entry:
-        entry.put(CREATED_AT, ZERO_TIME)
-    entry.put(UPDATED_AT, now)
-    labels = entry.create_bucket_if_not_exists(LABELS)
-    if value:
-        labels.put(label, value)
-    else:
-        labels.delete(label)
+    labels = nested_contents(tx, entry, LABELS)
+    cause = _misshapen(entry, labels)
+    if cause is not None:
+        raise BucketError(cause)
+    entry.setdefault(CREATED_AT, ZERO_TIME)
+    entry[UPDATED_AT] = now
+    if labels is None:
+        labels = Contents()
+    labels[label] = value
     for key in [key for key, value in labels.items() if not value]:
-        labels.delete(key)
+        del labels[key]
+    entry[LABELS] = write_contents(tx, labels)

@@ -8,11 +8,11 @@ on, ``images/<name>``.  It has no ``updatedat``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache
 
-from asyncmig.bolt import Bucket, BucketBuilder, BucketValue, Checkpoint, build_bucket
-from asyncmig.concurrency import in_thread
-from asyncmig.errors import StoreError, printable
+from asyncmig.bolt import BucketValue, Checkpoint, Contents, Tx, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.concurrency import in_thread, stepping
+from asyncmig.errors import BucketError, StoreError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
@@ -46,11 +46,9 @@ class OfflineLeases:
         result: list[Lease | None] = []
         with view(self._files.metadata) as tx:
             leases = tx and tx.path_bucket(VERSION, self._files.namespace, LEASES)
-            for lease_id in ids:
-                checkpoint()
-                self._progress(1)
-                lease = leases.bucket(codec.to_bytes(lease_id)) if leases else None
-                result.append(_read(lease_id, lease) if lease else None)
+            for lease_id in stepping(checkpoint, ids, self._progress):
+                stored = leases.value(codec.to_bytes(lease_id)) if leases else None
+                result.append(_read(tx, lease_id, stored) if tx and type(stored) is BucketValue else None)
         return result
 
     async def list_all(self) -> list[Lease]:
@@ -61,11 +59,9 @@ class OfflineLeases:
         found = []
         with view(self._files.metadata) as tx:
             leases = tx and tx.path_bucket(VERSION, self._files.namespace, LEASES)
-            for name, value in leases.items() if leases else ():
-                checkpoint()
-                lease = leases.bucket(name) if leases and value is None else None
-                if lease is not None:
-                    found.append(_read(codec.to_text(name), lease))
+            for name, value in stepping(checkpoint, leases.entries()) if leases else ():
+                if tx and type(value) is BucketValue:
+                    found.append(_read(tx, codec.to_text(name), value))
         return found
 
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
@@ -75,20 +71,20 @@ class OfflineLeases:
     def _protect_many(self, checkpoint: Checkpoint, leases: Sequence[Lease]) -> list[Protected]:
         if not leases:
             return []
-        now, outcomes = codec.now(), []
+        now = codec.now()
+        outcomes: list[Protected] = []
         with update(self._files.metadata) as tx:
+
+            def edit(name: bytes, stored: BucketValue | None) -> BucketValue:
+                lease = next(pending)
+                outcomes.append(_EXISTING if stored else _NEW)
+                entry = read_contents(tx, stored) if stored else _new_entry(tx, lease, now)
+                _add_resources(tx, entry, lease.resources)
+                return write_contents(tx, entry)
+
+            pending = iter(leases)
             bucket = tx.create_path(VERSION, self._files.namespace, LEASES)
-            for lease in leases:
-                checkpoint()
-                self._progress(1)
-                name = codec.to_bytes(lease.id)
-                is_new = name not in bucket
-                outcomes.append(_NEW if is_new else _EXISTING)
-                if is_new:
-                    build_bucket(bucket, name, partial(_fill, lease, now))
-                else:
-                    _add_resources(bucket.create_bucket_if_not_exists(name), lease.resources)
-                    bucket.spill_child(name)
+            edit_buckets(bucket, (codec.to_bytes(lease.id) for lease in stepping(checkpoint, leases, self._progress)), edit)
         return outcomes
 
     async def delete_many(self, ids: Sequence[str]) -> None:
@@ -100,9 +96,7 @@ class OfflineLeases:
             return
         with update(self._files.metadata) as tx:
             leases = tx.path_bucket(VERSION, self._files.namespace, LEASES)
-            for lease_id in sorted_in_steps(list(ids)) if leases else ():
-                checkpoint()
-                self._progress(1)
+            for lease_id in stepping(checkpoint, sorted_in_steps(list(ids)), self._progress) if leases else ():
                 name = codec.to_bytes(lease_id)
                 if leases and leases.bucket(name):
                     leases.delete_bucket(name)
@@ -119,82 +113,94 @@ class OfflineLeases:
             return
         with update(self._files.metadata) as tx:
             bucket = tx.path_bucket(VERSION, self._files.namespace, LEASES)
-            for lease in leases:
-                checkpoint()
-                self._progress(1)
-                name = codec.to_bytes(lease.id)
-                entry = bucket.bucket(name) if bucket else None
-                if bucket is not None and entry is not None:
-                    _remove_resources(entry, lease.resources)
-                    bucket.spill_child(name)
+
+            def edit(name: bytes, stored: BucketValue | None) -> BucketValue | None:
+                lease = next(pending)
+                if stored is None:
+                    return None
+                entry = read_contents(tx, stored)
+                _remove_resources(tx, entry, lease.resources)
+                return write_contents(tx, entry)
+
+            pending = iter(leases)
+            if bucket:
+                edit_buckets(bucket, (codec.to_bytes(lease.id) for lease in stepping(checkpoint, leases, self._progress)), edit)
 
 
-def _fill(lease: Lease, now: bytes, entry: BucketBuilder) -> None:
-    """The entries of a new lease, in key order."""
-    held: dict[tuple[bytes, ...], set[bytes]] = {}
-    for resource in lease.resources:
-        held.setdefault(_place(resource), set()).add(codec.to_bytes(resource.id))
-    if (CONTENT,) in held:
-        entry.put(CONTENT, _flat(entry, dict.fromkeys(held.pop((CONTENT,)), b"")))
-    entry.put(CREATED_AT, now)
+def _new_entry(tx: Tx, lease: Lease, now: bytes) -> Contents:
+    entry = Contents({CREATED_AT: now})
     if lease.labels:
-        entry.put(LABELS, _flat(entry, {codec.to_bytes(k): codec.to_bytes(v) for k, v in lease.labels.items()}))
-    if held:
-        snapshots = entry.child()
-        for (_, snapshotter), keys in sorted(held.items()):
-            snapshots.put(snapshotter, _flat(entry, dict.fromkeys(keys, b"")))
-        entry.put(SNAPSHOTS, snapshots.finish())
+        labels = Contents({codec.to_bytes(name): codec.to_bytes(value) for name, value in lease.labels.items()})
+        entry[LABELS] = write_contents(tx, labels)
+    return entry
 
 
-def _flat(entry: BucketBuilder, content: dict[bytes, bytes]) -> BucketValue:
-    bucket = entry.child()
-    for key in sorted(content):
-        bucket.put(key, content[key])
-    return bucket.finish()
+def _add_resources(tx: Tx, entry: Contents, resources: Sequence[Resource]) -> None:
+    for place, names in _by_place(resources, (CONTENT,)).items():
+        way = [entry]
+        for bucket_name in place:
+            below = nested_contents(tx, way[-1], bucket_name)
+            if below is None and bucket_name in way[-1]:
+                raise BucketError(f"key {bucket_name!r} exists already")
+            way.append(Contents() if below is None else below)
+        for name in names:
+            if type(way[-1].get(name)) is BucketValue:
+                raise BucketError(f"key {name[:64]!r} is a bucket")
+            way[-1][name] = b""
+        _put_back(tx, way, place)
 
 
-def _add_resources(entry: Bucket, resources: Sequence[Resource]) -> None:
+def _remove_resources(tx: Tx, entry: Contents, resources: Sequence[Resource]) -> None:
+    for place, names in _by_place(resources, _FLAT).items():
+        way = [entry]
+        for bucket_name in place:
+            below = nested_contents(tx, way[-1], bucket_name)
+            if below is None:
+                break
+            way.append(below)
+        else:
+            for name in names:
+                if type(way[-1].get(name)) is not BucketValue:
+                    way[-1].pop(name, None)
+            _put_back(tx, way, place)
+
+
+def _put_back(tx: Tx, way: list[Contents], place: tuple[bytes, ...]) -> None:
+    """Write the buckets on the way to a place, the innermost first; not the first of them."""
+    for i in range(len(place), 0, -1):
+        way[i - 1][place[i - 1]] = write_contents(tx, way[i])
+
+
+def _by_place(resources: Sequence[Resource], flat: tuple[bytes, ...]) -> dict[tuple[bytes, ...], list[bytes]]:
+    """The resources' keys by the names of the buckets that they stand in."""
+    found: dict[tuple[bytes, ...], list[bytes]] = {}
     for resource in resources:
-        bucket = entry
-        for name in _place(resource):
-            bucket = bucket.create_bucket_if_not_exists(name)
-        bucket.put(codec.to_bytes(resource.id), b"")
+        found.setdefault(_place(resource.type, flat), []).append(codec.to_bytes(resource.id))
+    return found
 
 
-def _remove_resources(entry: Bucket, resources: Sequence[Resource]) -> None:
-    for resource in resources:
-        bucket: Bucket | None = entry
-        for name in _place(resource, _FLAT):
-            bucket = bucket.bucket(name) if bucket else None
-        key = codec.to_bytes(resource.id)
-        if bucket is not None and bucket.get(key) is not None:
-            bucket.delete(key)
-
-
-def _place(resource: Resource, flat: tuple[bytes, ...] = (CONTENT,)) -> tuple[bytes, ...]:
-    """Names of the buckets that a resource stands in; ``flat`` are the types allowed that are one word."""
-    place = tuple(codec.to_bytes(resource.type).split(b"/"))
+@lru_cache(maxsize=64)
+def _place(resource_type: str, flat: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Names of the buckets that such a resource stands in; ``flat`` are the types allowed that are one word."""
+    place = tuple(codec.to_bytes(resource_type).split(b"/"))
     if not (len(place) == 1 and place[0] in flat) and not (len(place) == 2 and place[0] == SNAPSHOTS):
-        raise StoreError(f"a lease can't hold a resource of type {printable(resource.type)}")
+        raise StoreError(f"a lease can't hold a resource of type {printable(resource_type)}")
     return place
 
 
-def _read(lease_id: str, entry: Bucket) -> Lease:
-    labels = entry.bucket(LABELS)
-    return Lease(
-        lease_id,
-        {codec.to_text(k): codec.to_text(v or b"") for k, v in labels.items()} if labels else {},
-        tuple(_resources(entry)),
-    )
+def _read(tx: Tx, lease_id: str, stored: BucketValue) -> Lease:
+    entry = read_contents(tx, stored)
+    labels = nested_contents(tx, entry, LABELS) or Contents()
+    texts = {codec.to_text(k): "" if type(v) is BucketValue else codec.to_text(v) for k, v in labels.items()}
+    return Lease(lease_id, texts, tuple(_resources(tx, entry)))
 
 
-def _resources(entry: Bucket) -> Iterator[Resource]:
+def _resources(tx: Tx, entry: Contents) -> Iterator[Resource]:
     for kind in _FLAT:
-        flat = entry.bucket(kind)
-        for key, _ in flat.items() if flat else ():
+        for key in nested_contents(tx, entry, kind) or ():
             yield Resource(codec.to_text(kind), codec.to_text(key))
-    snapshots = entry.bucket(SNAPSHOTS)
-    for snapshotter, _ in snapshots.items() if snapshots else ():
-        held = snapshots.bucket(snapshotter) if snapshots else None
-        for key, _ in held.items() if held else ():
-            yield Resource(f"snapshots/{codec.to_text(snapshotter)}", codec.to_text(key))
+    snapshots = nested_contents(tx, entry, SNAPSHOTS) or Contents()
+    for snapshotter in snapshots:
+        kind_name = f"snapshots/{codec.to_text(snapshotter)}"
+        for key in nested_contents(tx, snapshots, snapshotter) or ():
+            yield Resource(kind_name, codec.to_text(key))

@@ -7,25 +7,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from asyncmig.bolt import Bucket, Checkpoint
-from asyncmig.concurrency import in_thread
+from asyncmig.bolt import BucketValue, Checkpoint, Contents, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
-from asyncmig.stores.fanout import Progress
+from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.files import (
+    LABELS,
     SNAPSHOTS,
     VERSION,
     OfflineFiles,
-    check_shape,
     label_values,
+    misshapen,
     root_label,
     set_label,
     update,
     view,
 )
+from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import Kind, SnapshotInfo
 
 _NAME = b"name"
@@ -35,23 +36,6 @@ _INHERITED_PREFIX = "containerd.io/snapshot/"
 _INHERITED_LABEL = "containerd.io/snapshot.ref"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What the metadata database has of a snapshot."""
-
-    key: str
-    backend_key: bytes
-    parent: str
-    root: str | None
-
-    @classmethod
-    def read(cls, key: str, entry: Bucket) -> _Entry:
-        return cls(key, entry.get(_NAME) or b"", codec.to_text(entry.get(_PARENT) or b""), root_label(entry))
-
-    def info(self, kind: Kind) -> SnapshotInfo:
-        return SnapshotInfo(self.key, kind, self.parent, self.root)
-
-
 class OfflineSnapshots:
     """The snapshot port."""
 
@@ -59,6 +43,7 @@ class OfflineSnapshots:
         self._files = files
         self._progress = progress
         self._shared = shared
+        self._scan: Scan[SnapshotInfo] | None = None
         self._snapshotter = snapshotter
         self._path = (VERSION, files.namespace, SNAPSHOTS, codec.to_bytes(snapshotter))
 
@@ -82,15 +67,10 @@ class OfflineSnapshots:
     def _stat_many(self, checkpoint: Checkpoint, names: Sequence[str]) -> list[SnapshotInfo | None]:
         if names:
             self._check_place()
-        entries = self._entries(checkpoint, names)
-        self._progress(len(names) - len(entries))  # the others are counted as their kind is read
-        kinds = self._kinds(checkpoint, [entry.backend_key for entry in entries.values()])
-        result: list[SnapshotInfo | None] = []
-        for name in names:
-            entry = entries.get(name)
-            kind = kinds.get(entry.backend_key) if entry else None
-            result.append(None if entry is None or kind is None else entry.info(kind))
-        return result
+        scan = self._scanned(checkpoint, self._progress, len(names))
+        for name in names if scan.faults else ():
+            scan.check(name)
+        return [scan.infos.get(name) for name in stepping(checkpoint, names)]
 
     def _check_place(self) -> None:
         """Refuse files, a namespace or a snapshotter that can't be the right ones: all snapshots would seem to be missing."""
@@ -106,39 +86,6 @@ class OfflineSnapshots:
                     f"there is: {', '.join(map(printable, found))} (--{kind})"
                 )
 
-    def _entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, _Entry]:
-        """Each snapshot that has a metadata entry."""
-        found = {}
-        with view(self._files.metadata) as tx:
-            snapshots = tx and tx.path_bucket(*self._path)
-            for name in names if snapshots else ():
-                checkpoint()
-                entry = snapshots.bucket(codec.to_bytes(name)) if snapshots else None
-                if entry is not None:
-                    self._check_metadata(entry, codec.to_bytes(name))
-                    found[name] = _Entry.read(name, entry)
-        return found
-
-    def _kinds(self, checkpoint: Checkpoint, backend_names: list[bytes]) -> dict[bytes, Kind]:
-        found = {}
-        with view(self._files.backend) as tx:
-            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
-            # In key order, so that each page is read once.
-            for name in sorted_in_steps(backend_names) if snapshots else ():
-                checkpoint()
-                self._progress(1)
-                entry = snapshots.bucket(name) if snapshots and name else None
-                if entry is not None:
-                    self._check_backend(entry, name)
-                    found[name] = _kind(entry)
-        return found
-
-    def _check_metadata(self, entry: Bucket, key: bytes) -> None:
-        check_shape(entry, self._files.metadata_path, f"snapshot {codec.to_text(key)}")
-
-    def _check_backend(self, entry: Bucket, name: bytes) -> None:
-        check_shape(entry, self._files.backend_path, f"snapshot {codec.to_text(name)}")
-
     async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
         """All snapshots from one read transaction a database, in the order of containerd's Walk.
 
@@ -148,27 +95,8 @@ class OfflineSnapshots:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[SnapshotInfo]:
-        entries = self._all_entries(checkpoint, rooted)
-        kinds = {}
-        with view(self._files.backend) as tx:
-            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
-            for name in sorted_in_steps([entry.backend_key for entry in entries]) if snapshots else ():
-                checkpoint()
-                backend_entry = snapshots.bucket(name) if snapshots and name else None
-                if backend_entry is not None:
-                    kinds[name] = _kind(backend_entry)
-        return [entry.info(kinds[entry.backend_key]) for entry in entries if entry.backend_key in kinds]
-
-    def _all_entries(self, checkpoint: Checkpoint, rooted: bool) -> list[_Entry]:
-        found = []
-        with view(self._files.metadata) as tx:
-            snapshots = tx and tx.path_bucket(*self._path)
-            for key, value in snapshots.items() if snapshots else ():
-                checkpoint()
-                entry = snapshots.bucket(key) if snapshots and value is None else None
-                if entry is not None and not (rooted and root_label(entry) is None):
-                    found.append(_Entry.read(codec.to_text(key), entry))
-        return found
+        infos = self._scanned(checkpoint, no_progress, 0).infos.values()
+        return [info for info in stepping(checkpoint, infos) if info.root is not None or not rooted]
 
     async def views(self) -> list[SnapshotInfo]:
         """All snapshots of kind View, in the order of containerd's Walk.
@@ -178,52 +106,56 @@ class OfflineSnapshots:
         return await in_thread(self._views)
 
     def _views(self, checkpoint: Checkpoint) -> list[SnapshotInfo]:
-        backend_views = set()
-        with view(self._files.backend) as tx:
-            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
-            for name, value in snapshots.items() if snapshots else ():
-                checkpoint()
-                entry = snapshots.bucket(name) if snapshots and value is None else None
-                if entry is not None and _kind(entry) is Kind.VIEW:
-                    backend_views.add(name)
-            entries = self._entries_of(checkpoint, backend_views)
-            # Only those that are ours: nothing is changed in other namespaces, so their shape is not our concern.
-            for name in sorted_in_steps(list(entries)) if snapshots else ():
-                checkpoint()
-                entry = snapshots.bucket(name) if snapshots else None
-                if entry is not None:
-                    self._check_backend(entry, name)
-        by_key = {codec.to_bytes(entry.key): entry for entry in entries.values()}
-        return [by_key[key].info(Kind.VIEW) for key in sorted_in_steps(list(by_key))]
+        scan = self._scanned(checkpoint, no_progress, 0)
+        views = [info for info in stepping(checkpoint, scan.infos.values()) if info.kind is Kind.VIEW]
+        for info in views if scan.faults else ():
+            scan.check(info.name)
+        return views
 
-    def _entries_of(self, checkpoint: Checkpoint, backend_names: set[bytes]) -> dict[bytes, _Entry]:
-        """Metadata entries of those backend snapshots that belong to this namespace and snapshotter."""
-        found: dict[bytes, _Entry] = {}
+    # -- reading both databases
+
+    def _scanned(self, checkpoint: Checkpoint, progress: Progress, total: int) -> Scan[SnapshotInfo]:
+        with share_of(total, progress) as advance:
+            if self._scan is None:
+                self._scan = self._read(checkpoint, advance)
+        return self._scan
+
+    def _read(self, checkpoint: Checkpoint, progress: Progress) -> Scan[SnapshotInfo]:
+        scan = Scan[SnapshotInfo]()
+        backend = self._read_backend(checkpoint, progress)
+        path = self._files.metadata_path
         with view(self._files.metadata) as tx:
             snapshots = tx and tx.path_bucket(*self._path)
-            if not snapshots:
-                return found
-            # containerd names a backend snapshot <namespace>/<number>/<key>, so the key can be guessed, and confirmed.
-            for name in sorted_in_steps(list(backend_names)):
-                checkpoint()
-                key = name.split(b"/", 2)[-1]
-                entry = snapshots.bucket(key) if key else None
-                if entry is not None and entry.get(_NAME) == name:
-                    self._check_metadata(entry, key)
-                    found[name] = _Entry.read(codec.to_text(key), entry)
-            if len(found) < len(backend_names):
-                self._search(checkpoint, snapshots, backend_names.difference(found), found)
-        return found
+            for key, value in stepping(checkpoint, snapshots.entries()) if snapshots else ():
+                if tx is None or type(value) is not BucketValue:
+                    continue
+                entry, name = read_contents(tx, value), codec.to_text(key)
+                labels = nested_contents(tx, entry, LABELS)
+                scan.note(name, misshapen(entry, labels, path, f"snapshot {name}"))
+                kind = backend.infos.get(backend_key := codec.to_text(entry.get(_NAME, b"")))
+                if kind is None:
+                    continue
+                scan.note(name, backend.faults.get(backend_key))
+                parent = codec.to_text(entry.get(_PARENT, b""))
+                scan.infos[name] = SnapshotInfo(name, kind, parent, root_label(labels))
+        return scan
 
-    def _search(self, checkpoint: Checkpoint, snapshots: Bucket, wanted: set[bytes], found: dict[bytes, _Entry]) -> None:
-        """Look through all entries for backend names that did not tell their key: another namespace's, most often."""
-        for key, value in snapshots.items():
-            checkpoint()
-            entry = snapshots.bucket(key) if value is None else None
-            name = entry and entry.get(_NAME)
-            if entry is not None and name and name in wanted:
-                self._check_metadata(entry, key)
-                found[name] = _Entry.read(codec.to_text(key), entry)
+    def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> Scan[Kind]:
+        """The kinds of all snapshots in the snapshotter's database, those of other namespaces, too."""
+        scan = Scan[Kind]()
+        with view(self._files.backend) as tx:
+            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
+            for key, value in stepping(checkpoint, snapshots.entries(), progress) if snapshots else ():
+                if tx is None or type(value) is not BucketValue:
+                    continue
+                entry, name = read_contents(tx, value), codec.to_text(key)
+                scan.infos[name] = _kind(entry)
+                scan.note(
+                    name, misshapen(entry, nested_contents(tx, entry, LABELS), self._files.backend_path, f"snapshot {name}")
+                )
+        return scan
+
+    # -- changing labels
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
         """Remove the label from all snapshots in one transaction a database: a cancelled call has no effect."""
@@ -249,37 +181,68 @@ class OfflineSnapshots:
     ) -> list[bool]:
         if not names or self._files.backend is None:
             return [False for _ in names]
-        found, now = set(), codec.now()
+        self._scan = None
+        wanted = list(names)
+        while True:
+            try:
+                found = self._update_both(checkpoint, wanted, label, value_of)
+            except _NotInBackendError as missing:
+                wanted = [name for name in wanted if name not in missing.names]
+            else:
+                return [name in found for name in names]
+
+    def _update_both(self, checkpoint: Checkpoint, names: list[str], label: str, value_of: Callable[[str], str]) -> set[str]:
+        """Update the snapshots in both databases, each in the order of its own keys; returns the names of those that exist."""
+        now, label_name = codec.now(), codec.to_bytes(label)
+        # Only labels that are inherited reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
+        inherited = label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)
+        keys: dict[bytes, str] = {}  # names by keys in the backend
         # The inner transaction, the backend's, commits first, as in containerd.
         with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
+
+            def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
+                entry = read_contents(metadata, stored) if stored else None
+                backend_key = entry.get(_NAME) if entry else None
+                if entry is None or not backend_key:
+                    return None
+                keys[backend_key] = name = codec.to_text(key)
+                set_label(metadata, entry, label_name, codec.to_bytes(value_of(name)), now)
+                return write_contents(metadata, entry)
+
+            def edit_backend(key: bytes, stored: BucketValue | None) -> BucketValue | None:
+                if stored is None:
+                    missing.add(keys[key])
+                    return None
+                entry = read_contents(backend, stored)
+                value = codec.to_bytes(value_of(keys[key])) if inherited else b""
+                set_label(backend, entry, label_name, value, now)
+                return write_contents(backend, entry)
+
+            missing: set[str] = set()
             entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
-            for name in sorted_in_steps(list(names)) if entries and backend_entries else ():
-                checkpoint()
-                self._progress(1)
-                assert entries is not None
-                assert backend_entries is not None
-                if _set_label(entries, backend_entries, codec.to_bytes(name), label, value_of(name), now):
-                    found.add(name)
-        return [name in found for name in names]
+            if entries is None or backend_entries is None:
+                return set()
+            ordered = sorted_in_steps(names)
+            edit_buckets(entries, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)
+            edit_buckets(backend_entries, stepping(checkpoint, sorted_in_steps(list(keys))), edit_backend)
+            if missing:
+                raise _NotInBackendError(missing)
+        return set(keys.values())
 
 
-def _set_label(entries: Bucket, backend_entries: Bucket, key: bytes, label: str, value: str, now: bytes) -> bool:
-    """Update one snapshot, in containerd's database and in the snapshotter's; ``False`` if it does not exist."""
-    entry = entries.bucket(key)
-    backend_key = entry and entry.get(_NAME)
-    backend_entry = backend_entries.bucket(backend_key) if backend_key else None
-    if entry is None or backend_entry is None or not backend_key:
-        return False
-    name, text = codec.to_bytes(label), codec.to_bytes(value)
-    set_label(entry, name, text, now)
-    entries.spill_child(key)
-    # Only labels that are inherited reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
-    inherited = label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)
-    set_label(backend_entry, name, text if inherited else b"", now)
-    backend_entries.spill_child(backend_key)
-    return True
+class _NotInBackendError(Exception):
+    """The snapshotter's database lacks some snapshots: for containerd they don't exist, so nothing of them is to be changed."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
 
 
-def _kind(entry: Bucket) -> Kind:
-    raw = entry.get(_KIND) or b"\0"
-    return Kind(raw[0]) if raw[0] <= Kind.COMMITTED.value else Kind.UNKNOWN
+def _kind(entry: Contents) -> Kind:
+    raw = entry.get(_KIND)
+    number = raw[0] if raw and type(raw) is bytes else 0
+    return _KINDS[number] if number < len(_KINDS) else Kind.UNKNOWN
+
+
+_KINDS = tuple(Kind)
+"""In the order of their numbers."""
