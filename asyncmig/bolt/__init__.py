@@ -11,6 +11,7 @@ from asyncmig.bolt.format import BucketValue
 from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.rebuild import rebuild
 from asyncmig.bolt.tx import Tx
+from asyncmig.bolt.uniform import UniformEdit
 from asyncmig.bolt.walk import Checkpoint, Walker
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "PageFile",
     "Tx",
+    "UniformEdit",
     "Walker",
     "build_bucket",
     "build_file",

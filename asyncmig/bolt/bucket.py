@@ -67,7 +67,7 @@ class Bucket:
         if stored is None:
             return Node(True, [], [])
         try:
-            keys, values = decode_inline(stored)
+            keys, values = map(list, decode_inline(stored))
         except Malformed as error:
             pages = self.tx.pages
             assert pages is not None
@@ -136,15 +136,26 @@ class Bucket:
 
     def check_open(self) -> None:
         """Raise unless the handle is valid."""
-        self.tx.check_open()
-        if not self._open:
+        if not self._open or not self.tx.open:
+            self.tx.check_open()
             raise BucketError("the bucket was deleted or spilled")
+
+    def find(self, key: bytes) -> tuple[Node, int | None]:
+        """The leaf for ``key`` and its index in it, ``None`` if it is missing.  A nested bucket that is open is stored."""
+        if key in self._children:
+            self.spill_child(key)
+        self.check_open()
+        leaf = self._leaf(key)
+        keys = leaf.keys
+        i = bisect_left(keys, key)
+        return leaf, i if i < len(keys) and keys[i] == key else None
 
     def _lookup(self, key: bytes) -> bytes | None:
         self.check_open()
         leaf = self._leaf(key)
-        i = bisect_left(leaf.keys, key)
-        return leaf.data[i] if i < len(leaf.keys) and leaf.keys[i] == key else None
+        keys = leaf.keys
+        i = bisect_left(keys, key)
+        return leaf.values[i] if i < len(keys) and keys[i] == key else None  # type: ignore[return-value]
 
     def root_node(self) -> Node:
         """The node at the top."""
@@ -162,9 +173,9 @@ class Bucket:
         return child
 
     def _leaf(self, key: bytes) -> Node:
-        node = self._hot_leaf(key)
-        if node is not None:
-            return node
+        hot = self._hot_leaf(key)
+        if hot is not None:
+            return hot
         node, low, high, depth = self.root_node(), None, None, 0
         while not node.leaf:
             i, low, high = _step(node, key, low, high)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from asyncmig.bolt import format as fmt
 from asyncmig.bolt.bucket import Bucket, split
-from asyncmig.bolt.format import BucketValue, encode_bucket, encode_inline
+from asyncmig.bolt.format import BucketValue, encode_bucket, inline_value
 from asyncmig.bolt.pagefile import encode_freelist, freelist_pages
 from asyncmig.bolt.space import PageWriter, Space, write_all
 from asyncmig.errors import BucketError, DatabaseError
@@ -75,12 +75,14 @@ class BucketBuilder:
 
 def write_small_bucket(writer: PageWriter, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
     """Write a bucket from sorted keys that are known to be good; returns the value that its parent is to hold."""
-    size = fmt.leaf_size(keys, values)
-    if len(keys) <= fmt.MAX_ELEMENTS:
-        if size <= writer.page_size // 4 and BucketValue not in map(type, values):
-            return encode_inline(keys, values, sequence)
+    count = len(keys)
+    if count <= fmt.MAX_ELEMENTS:
+        payload, nested = fmt.encode_small_leaf(keys, values)
+        size = fmt.PAGE_HEADER_SIZE + len(payload)
+        if size <= writer.page_size // 4 and not nested:
+            return inline_value(count, payload, sequence)
         if size <= writer.page_size:
-            return encode_bucket(writer.write_leaf(keys, values), sequence)
+            return encode_bucket(writer.write_encoded_leaf(count, payload), sequence)
     sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
     kids = [(keys[a], writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, writer.page_size, 1.0)]
     return encode_bucket(write_branches(writer, kids), sequence)

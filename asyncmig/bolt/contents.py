@@ -32,20 +32,19 @@ class Contents(dict[bytes, bytes]):
 
 def read_contents(tx: Tx, value: BucketValue) -> Contents:
     """The contents of the bucket with this value.  Raises :class:`CorruptDatabaseError`."""
-    if root := value.root:
-        single = tx.single_leaf(root)
-        if single is None:
-            nodes = list(tx.nodes(root))
-            contents = Contents(entry for node in nodes if node.leaf for entry in zip(node.keys, node.data, strict=True))
-            contents.pages = [node.pages for node in nodes if node.pages]
-        else:
-            contents = Contents(zip(*single, strict=True))
-            contents.pages = ((root, 0),)
+    root = value.root
+    try:
+        single = tx.single_leaf(root) if root else decode_inline(value)
+    except Malformed as error:
+        raise tx.file.corrupt(None, f"inline bucket: {error}") from None
+    if single is None:
+        nodes = list(tx.nodes(root))
+        contents = Contents(entry for node in nodes if node.leaf for entry in zip(node.keys, node.data, strict=True))
+        contents.pages = [node.pages for node in nodes if node.pages]
     else:
-        try:
-            contents = Contents(zip(*decode_inline(value), strict=True))
-        except Malformed as error:
-            raise tx.file.corrupt(None, f"inline bucket: {error}") from None
+        contents = Contents(zip(*single, strict=True))
+        if root:
+            contents.pages = ((root, 0),)
     contents.stored = value
     return contents
 
@@ -68,14 +67,15 @@ def write_contents(tx: Tx, contents: Contents) -> BucketValue:
             tx.free_pages(page, overflow)
         contents.pages = ()
         names = sorted(contents)
-        return write_small_bucket(tx.writer, names, [contents[name] for name in names], stored.sequence if stored else 0)
+        values = list(map(contents.__getitem__, names))
+        return write_small_bucket(tx.writer, names, values, stored.sequence if stored else 0)
     except BaseException:
         tx.close()  # a part of it must not be committed
         raise
 
 
 Edit = Callable[[bytes, "BucketValue | None"], "BucketValue | None"]
-"""Called with the name and the value of a nested bucket (``None``: there is none); returns the new one (``None``: no change)."""
+"""Called with name and value of a nested bucket (``None``: there is none); returns the new value (``None``: no change)."""
 
 
 def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
@@ -84,9 +84,15 @@ def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
     Raises :class:`BucketError` for a name that is a key.
     """
     for name in names:
-        old = bucket.value(name)
+        leaf, i = bucket.find(name)
+        old = None if i is None else leaf.values[i]
         if old is not None and type(old) is not BucketValue:
             raise BucketError(f"key {name[:64]!r} exists already")
         new = edit(name, old)
-        if new is not None:
+        if new is None:
+            continue
+        if i is not None and leaf.dirty:
+            leaf.data[i] = new
+            bucket.version += 1
+        else:
             bucket.replace(name, new)

@@ -158,7 +158,7 @@ def _check_key_sizes(sizes: Sequence[int]) -> None:
         raise Malformed(f"element {next(i for i, n in enumerate(sizes) if n > MAX_KEY_SIZE)} has a key that is too long")
 
 
-def _check_order(keys: list[bytes]) -> None:
+def _check_order(keys: Sequence[bytes]) -> None:
     if not all(map(lt, keys, islice(keys, 1, None))):
         raise Malformed("keys are out of order")
 
@@ -172,16 +172,17 @@ class _Layout:
     """Where keys and values of a leaf lie, for all leaves with the same element table.
 
     The records of a cache have few layouts: their keys are the same, and their values of similar length.  What follows from the
-    table alone is checked once.
+    table alone is checked once, and so is the order of keys that are those of the leaf before.
     """
 
-    __slots__ = ("buckets", "end", "keys", "values")
+    __slots__ = ("buckets", "end", "keys", "known_keys", "values")
 
     def __init__(self, elements: _Elements) -> None:
         self.keys = itemgetter(*map(slice, elements.starts, elements.middles))
         self.values = itemgetter(*map(slice, elements.middles, elements.ends))
-        self.buckets = elements.buckets
+        self.buckets = tuple(elements.buckets)
         self.end = max(elements.ends)
+        self.known_keys: tuple[bytes, ...] = ()
 
 
 class _Elements:
@@ -212,30 +213,67 @@ def decode_leaf(image: bytes, table: int, count: int, end: int) -> tuple[list[by
     ``table`` is the offset of the element table in ``image``: behind the page header, for an inline bucket behind both
     headers.  Raises :class:`Malformed`.
     """
-    _check_table(count, table, end)
-    if count == 0:
-        return [], []
-    if count == 1:
-        return _decode_one(image, table, end)
+    keys, values = decode_small_leaf(image, table, count, end)
+    return list(keys), list(values)
+
+
+def decode_small_leaf(image: bytes, table: int, count: int, end: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """:func:`decode_leaf` for who does not change what it returns."""
+    if count < 2:
+        return _decode_one(image, table, end) if count else ((), ())
     layout = _shared_layout(image, table, count, end) if count <= _MOST_SHARED else None
-    if layout is not None:
-        keys, values, buckets = list(layout.keys(image)), list(layout.values(image)), layout.buckets
+    if layout is None:
+        return _decode_any(image, table, count, end)
+    keys = layout.keys(image)
+    if keys == layout.known_keys:
+        keys = layout.known_keys
     else:
-        elements = _Elements(image, table, count, end)
-        keys = [image[a:b] for a, b in zip(elements.starts, elements.middles, strict=True)]
-        values = [image[a:b] for a, b in zip(elements.middles, elements.ends, strict=True)]
-        buckets = elements.buckets
+        _check_order(keys)
+        layout.known_keys = keys
+    values = layout.values(image)
+    if layout.buckets:
+        values = list(values)
+        for i in layout.buckets:
+            values[i] = _bucket_value(values[i], i)
+    return keys, values
+
+
+def _decode_any(image: bytes, table: int, count: int, end: int) -> tuple[list[bytes], list[bytes]]:
+    _check_table(count, table, end)
+    elements = _Elements(image, table, count, end)
+    keys = [image[a:b] for a, b in zip(elements.starts, elements.middles, strict=True)]
+    values = [image[a:b] for a, b in zip(elements.middles, elements.ends, strict=True)]
     _check_order(keys)
-    for i in buckets:
+    for i in elements.buckets:
         values[i] = _bucket_value(values[i], i)
     return keys, values
 
 
+def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | None:
+    """The layout of a leaf if its table was met before.  To make one costs as much as it saves the next two times."""
+    known = _layouts[table]
+    name = image[table : table + ELEMENT_SIZE * count]
+    layout = known.get(name)
+    if layout is not None:
+        return layout if layout.end <= end else None  # and None becomes an error
+    if name in known:
+        _check_table(count, table, end)
+        known[name] = layout = _Layout(_Elements(image, table, count, end))
+        return layout
+    if len(known) >= _MOST_LAYOUTS:
+        known.clear()
+    known[name] = None
+    return None
+
+
 def _decode_one(image: bytes, table: int, end: int) -> tuple[list[bytes], list[bytes]]:
     """:func:`decode_leaf` for a single element: every other bucket of a store has just one."""
+    _check_table(1, table, end)
     flag, position, key_size, value_size = _ELEMENT.unpack_from(image, table)
     start = table + position
     middle = start + key_size
+    if table + ELEMENT_SIZE + key_size + value_size > end:
+        raise Malformed("elements are larger than their page")
     if position < ELEMENT_SIZE or middle + value_size > end:
         raise Malformed("element 0 lies outside its page")
     if not 0 < key_size <= MAX_KEY_SIZE:
@@ -253,23 +291,6 @@ def _bucket_value(value: bytes, i: int) -> BucketValue:
     return BucketValue(value)
 
 
-def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | None:
-    """The layout of a leaf if its table was met before.  To make one costs as much as it saves the next two times."""
-    known = _layouts[table]
-    name = image[table : table + ELEMENT_SIZE * count]
-    layout = known.get(name)
-    if layout is None:
-        if name in known:
-            known[name] = layout = _Layout(_Elements(image, table, count, end))
-        else:
-            if len(known) >= _MOST_LAYOUTS:
-                known.clear()
-            known[name] = None
-    elif layout.end > end:
-        return None  # and so it becomes an error
-    return layout
-
-
 def _bucket_elements(flags: Sequence[int]) -> Sequence[int]:
     """Indices of the elements that are nested buckets."""
     for i, flag in enumerate(flags):
@@ -278,7 +299,7 @@ def _bucket_elements(flags: Sequence[int]) -> Sequence[int]:
     return [i for i, flag in enumerate(flags) if flag]
 
 
-def decode_inline(value: BucketValue) -> tuple[list[bytes], list[bytes]]:
+def decode_inline(value: BucketValue) -> tuple[Sequence[bytes], Sequence[bytes]]:
     """Keys and values of an inline bucket.  Raises :class:`Malformed`.
 
     bbolt's own check passes inline buckets over; all records of a small cache are inline buckets.
@@ -286,7 +307,7 @@ def decode_inline(value: BucketValue) -> tuple[list[bytes], list[bytes]]:
     _, flags, count, overflow = PAGE_HEADER.unpack_from(value, BUCKET_HEADER_SIZE)
     if flags != LEAF or overflow:
         raise Malformed("an inline bucket is not one leaf page")
-    keys, values = decode_leaf(value, INLINE_PREFIX, count, len(value))
+    keys, values = decode_small_leaf(value, INLINE_PREFIX, count, len(value))
     if BucketValue in map(type, values):
         raise Malformed("a bucket inside an inline bucket")
     return keys, values
@@ -311,33 +332,40 @@ def leaf_size(keys: Sequence[bytes], values: Sequence[bytes]) -> int:
     return PAGE_HEADER_SIZE + ELEMENT_SIZE * len(keys) + sum(map(len, keys)) + sum(map(len, values))
 
 
-def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes], header: bytes = b"") -> bytes:
-    """Element table and data of a leaf page, behind ``header``."""
-    data = [b""] * (2 * len(keys) + 2)
-    data[0] = header
-    data[1] = _encode_table(keys, values)
-    data[2::2] = keys
-    data[3::2] = values
-    return b"".join(data)
+def encode_leaf(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+    """Element table and data of a leaf page, without its header."""
+    return encode_small_leaf(keys, values)[0]
 
 
-_tables: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[type, ...]], bytes] = {}
-"""Element tables by the sizes of keys and values, and the types of values."""
+def encode_small_leaf(keys: Sequence[bytes], values: Sequence[bytes]) -> tuple[bytes, bool]:
+    """:func:`encode_leaf`, and whether one of the values is a nested bucket."""
+    table, nested = _table(keys, values)
+    data = [table] * (2 * len(keys) + 1)
+    data[1::2] = keys
+    data[2::2] = values
+    return b"".join(data), nested
 
 
-def _encode_table(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+_Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[type, ...]]
+"""Sizes of keys and values, and the types of values: what an element table depends on."""
+_tables: dict[_Shape, tuple[bytes, bool]] = {}
+
+
+def _table(keys: Sequence[bytes], values: Sequence[bytes]) -> tuple[bytes, bool]:
+    """The element table, and whether one of the elements is a nested bucket."""
+    shape = tuple(map(len, keys)), tuple(map(len, values)), tuple(map(type, values))
     if len(keys) > _MOST_SHARED:
-        return _new_table(tuple(map(len, keys)), tuple(map(len, values)), tuple(map(type, values)))
-    shape = (tuple(map(len, keys)), tuple(map(len, values)), tuple(map(type, values)))
+        return _new_table(shape)
     table = _tables.get(shape)
     if table is None:
         if len(_tables) >= _MOST_LAYOUTS:
             _tables.clear()
-        table = _tables[shape] = _new_table(*shape)
+        table = _tables[shape] = _new_table(shape)
     return table
 
 
-def _new_table(key_sizes: Sequence[int], value_sizes: Sequence[int], types: Sequence[type]) -> bytes:
+def _new_table(shape: _Shape) -> tuple[bytes, bool]:
+    key_sizes, value_sizes, types = shape
     count = len(key_sizes)
     table = [0] * (4 * count)
     table[1::4] = _positions(list(map(add, key_sizes, value_sizes)), count)
@@ -345,7 +373,7 @@ def _new_table(key_sizes: Sequence[int], value_sizes: Sequence[int], types: Sequ
     table[3::4] = value_sizes
     if BucketValue in types:
         table[0::4] = [BUCKET_FLAG if kind is BucketValue else 0 for kind in types]
-    return _leaf_table(count).pack(*table)
+    return _leaf_table(count).pack(*table), BucketValue in types
 
 
 def encode_branch(keys: Sequence[bytes], children: Sequence[int]) -> bytes:
@@ -371,12 +399,22 @@ def encode_page(page_id: int, flags: int, count: int, payload: bytes, page_size:
     return b"".join((PAGE_HEADER.pack(page_id, flags, count, pages - 1), payload, bytes(pages * page_size - total)))
 
 
-_INLINE_HEADER = struct.Struct("<QQQHHI")  # bucket header, then page header
+_INLINE_HEADER = struct.Struct("<QQQHHI")
 
 
 def encode_inline(keys: Sequence[bytes], values: Sequence[bytes], sequence: int) -> BucketValue:
     """The value of an inline bucket."""
-    return BucketValue(encode_leaf(keys, values, _INLINE_HEADER.pack(0, sequence, 0, LEAF, len(keys), 0)))
+    return inline_value(len(keys), encode_leaf(keys, values), sequence)
+
+
+def inline_value(count: int, payload: bytes, sequence: int) -> BucketValue:
+    """The value of an inline bucket whose elements are encoded."""
+    return BucketValue(inline_header(count, sequence) + payload)
+
+
+def inline_header(count: int, sequence: int) -> bytes:
+    """What stands before the elements of an inline bucket: bucket header and page header."""
+    return _INLINE_HEADER.pack(0, sequence, 0, LEAF, count, 0)
 
 
 def encode_bucket(root: int, sequence: int) -> BucketValue:

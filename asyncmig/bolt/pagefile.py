@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -187,7 +187,7 @@ class PageFile:
         except MemoryError:
             raise self.out_of_memory() from None
 
-    def single_leaf(self, page_id: int) -> tuple[list[bytes], list[bytes]] | None:
+    def single_leaf(self, page_id: int) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
         """Keys and values of a tree that is one leaf page without overflow pages, as most buckets are; ``None`` for others.
 
         The same as :meth:`tree_page` and :meth:`leaf` at half the cost.
@@ -202,7 +202,7 @@ class PageFile:
         if stated != page_id or flags != LEAF or overflow:
             return None
         try:
-            return fmt.decode_leaf(image, fmt.PAGE_HEADER_SIZE, count, size)
+            return fmt.decode_small_leaf(image, fmt.PAGE_HEADER_SIZE, count, size)
         except Malformed as problem:
             raise self.corrupt(page_id, str(problem)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from asyncmig.bolt.format import BRANCH, LEAF, encode_branch, encode_leaf, encode_page
+from asyncmig.bolt.format import BRANCH, LEAF, PAGE_HEADER, encode_branch, encode_leaf, encode_page
 from asyncmig.errors import DatabaseError
 
 _MAX_BUFFERS = 512  # below IOV_MAX (1024), the most that one pwritev takes
@@ -85,6 +85,16 @@ class PageWriter:
     def write_leaf(self, keys: list[bytes], values: list[bytes]) -> int:
         """Write one leaf (with overflow pages if need be); returns its page id."""
         return self._write(LEAF, len(keys), encode_leaf(keys, values))
+
+    def write_encoded_leaf(self, count: int, payload: bytes) -> int:
+        """Write one leaf whose elements are encoded; returns its page id."""
+        return self._write(LEAF, count, payload)
+
+    def write_leaf_body(self, count: int, body: bytes) -> int:
+        """Write one leaf page, given but for its header; returns its page id."""
+        page_id = self.space.take()
+        self.put(page_id, PAGE_HEADER.pack(page_id, LEAF, count, 0) + body)
+        return page_id
 
     def write_branch(self, keys: list[bytes], children: list[int]) -> int:
         """Write one branch; returns its page id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -125,7 +125,7 @@ class Tx:
             pages.high_water_mark = self._writer.space.high_water_mark
         return pages.tree_page(page_id)
 
-    def single_leaf(self, page_id: int) -> tuple[list[bytes], list[bytes]] | None:
+    def single_leaf(self, page_id: int) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
         """Keys and values of a tree that is one page; ``None`` for another one.  See :meth:`PageFile.single_leaf`."""
         pages = self.file
         if self._writer:

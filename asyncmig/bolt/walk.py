@@ -7,7 +7,7 @@ on any input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from asyncmig.bolt.format import MAX_TREE_DEPTH, BucketValue, Malformed, decode_inline
@@ -27,8 +27,8 @@ class Leaf:
     """One leaf page of a bucket."""
 
     page: int
-    keys: list[bytes]
-    values: list[bytes]
+    keys: Sequence[bytes]
+    values: Sequence[bytes]
 
 
 class Walker:
@@ -90,14 +90,29 @@ class Walker:
         """The leaf pages of the bucket at ``root`` and of all buckets below it; inline buckets are checked on the way."""
         todo = [root]
         while todo:
-            for leaf in self.leaves(todo.pop()):
-                for key, value in zip(leaf.keys, leaf.values, strict=True):
-                    if type(value) is BucketValue:
-                        if value.root:
-                            todo.append(value.root)
-                        else:
-                            self._check_inline(leaf.page, key, value)
+            root = todo.pop()
+            for leaf in self._single_leaf(root) or self.leaves(root):
+                nested = [(key, value) for key, value in zip(leaf.keys, leaf.values, strict=True) if type(value) is BucketValue]
+                for key, value in nested:
+                    if value.root:
+                        todo.append(value.root)
+                    else:
+                        self._check_inline(leaf.page, key, value)
                 yield leaf
+
+    def _single_leaf(self, root: int) -> tuple[Leaf] | None:
+        """The leaf of a bucket that is one sound page, as most are, at half the cost; ``None`` for others."""
+        if not 2 <= root < len(self.seen) or self.seen[root]:
+            return None
+        self.checkpoint()
+        try:
+            single = self.pages.single_leaf(root)
+        except CorruptDatabaseError:
+            return None  # for leaves() to deal with
+        if single is None:
+            return None
+        self.seen[root] = 1
+        return (Leaf(root, *single),)
 
     def mark_buckets(self, root: int) -> None:
         """Walk the bucket at ``root`` and all buckets below it for the checks and marks alone."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -44,12 +45,16 @@ class Value:
 
 ABSENT = object()
 
-# The usual forms, for which a match proves that they are valid: ASCII without escapes, or a number or a truth value.
+# The usual forms, for which a match proves that they are valid: a string, a pair of strings, a number or a truth value.
 _TEXT = rb'"[ !#-\[\]-~]*"'
-_USUAL = re.compile(
-    rb'\{"value":(?:' + _TEXT + rb"|-?(?:0|[1-9][0-9]*)|true|false|\{\"Blobsum\":" + _TEXT + rb',"DiffID":' + _TEXT + rb"\})"
-    rb'(?:,"index":' + _TEXT + rb")?\}"
+_ANY_TEXT = rb'"[^\x00-\x1f"\\]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^\x00-\x1f"\\]*)*"'
+_USUAL_VALUE = (
+    rb'\{"value":(?:' + _ANY_TEXT + rb"|-?(?:0|[1-9][0-9]*)|true|false"
+    rb"|\{\"Blobsum\":" + _ANY_TEXT + rb',"DiffID":' + _ANY_TEXT + rb'\})(?:,"index":' + _ANY_TEXT + rb")?\}"
 )
+_USUAL = re.compile(_USUAL_VALUE)
+_USUAL_INDEX = re.compile(_USUAL_VALUE.replace(rb',"index":' + _ANY_TEXT, rb',"index":"([ !#-\[\]-~]*)"'))
+_ALL_USUAL = re.compile(rb"(?:(?:" + _USUAL_VALUE + rb")?\n)*")
 _USUAL_STRING = re.compile(rb'\{"value":"([ !#-\[\]-~]*)"(?:,"index":' + _TEXT + rb")?\}")
 _USUAL_PAIR = re.compile(
     rb'\{"value":\{"Blobsum":"([ !#-\[\]-~]*)","DiffID":"([ !#-\[\]-~]*)"\}(?:,"index":' + _TEXT + rb")?\}"
@@ -61,6 +66,12 @@ def validate(raw: bytes) -> None:
     """Raise :class:`GoJSONError` unless ``raw`` decodes into a value."""
     if not _USUAL.fullmatch(raw):
         decode(raw)
+
+
+def are_usual(values: Sequence[bytes]) -> bool:
+    """Whether all values are of the usual forms, or empty; such need no validation.  Quicker than to look at each."""
+    lines = b"\n".join((*values, b""))
+    return lines.count(b"\n") == len(values) and _ALL_USUAL.fullmatch(lines) is not None
 
 
 def decode(raw: bytes) -> Value:
@@ -92,9 +103,10 @@ def decode_bool(raw: bytes) -> bool:
 
 def decode_index(raw: bytes) -> str:
     """The index of a value, "" if it has none.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
-    if b'"index":' not in raw and (_USUAL.fullmatch(raw) or not raw):
+    if not raw:
         return ""
-    return decode(raw).index
+    usual = _USUAL_INDEX.fullmatch(raw)
+    return (usual[1] or b"").decode("ascii") if usual else decode(raw).index
 
 
 def decode_string_pair(raw: bytes, first: str, second: str) -> tuple[str, str]:
@@ -184,7 +196,7 @@ def _escape(match: re.Match[str]) -> str:
 
 def quote(text: str) -> str:
     """``text`` as Go writes a JSON string."""
-    return f'"{_ESCAPED.sub(_escape, text)}"'
+    return f'"{text}"' if text.isalnum() and text.isascii() else f'"{_ESCAPED.sub(_escape, text)}"'
 
 
 def encode_string(text: str, index: str = "") -> bytes:

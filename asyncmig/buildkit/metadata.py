@@ -104,23 +104,33 @@ class MetadataDb:
         """
         self._nested.clear()
         records = []
-        for key, _, content in self._main(checkpoint):
-            if content is not None:
-                records.append(self._read_record(key, *content, on_malformed))
-                progress(1)
+        for key, _, names, values in self._main(checkpoint):
+            if names is not None:
+                records.append(self._read_record(key, names, values, on_malformed))
+                if not len(records) & 63:
+                    progress(64)
+        progress(len(records) & 63)
         return records
 
-    def _main(self, checkpoint: Checkpoint) -> Iterator[tuple[bytes, bytes, _Content | None]]:
-        """Keys and values of ``_main`` in order; for a bucket its content too."""
+    def _main(self, checkpoint: Checkpoint) -> Iterator[_MainEntry]:
+        """Keys and values of ``_main`` in order; for a bucket the keys and values in it, too."""
         if MAIN not in self._top:
             return
         walker = Walker(self._pages, checkpoint)
         for key, value in self._entries(walker, MAIN, self._top[MAIN]):
-            if type(value) is BucketValue:
+            if type(value) is not BucketValue:
+                yield key, value, None, ()
+            elif value.root:
                 entries = list(self._entries(walker, key, value))
-                yield key, value, ([k for k, _ in entries], [v for _, v in entries])
+                yield key, value, [k for k, _ in entries], [v for _, v in entries]
             else:
-                yield key, value, None
+                yield key, value, *self._inline(key, value)
+
+    def _inline(self, name: bytes, bucket: BucketValue) -> tuple[Sequence[bytes], Sequence[bytes]]:
+        try:
+            return decode_inline(bucket)
+        except Malformed as error:
+            raise CorruptDatabaseError(self.path, None, f"inline bucket {name!r}: {error}") from None
 
     def _top_entries(self, name: bytes, checkpoint: Checkpoint) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of a top-level bucket, none if there is no such bucket."""
@@ -132,24 +142,23 @@ class MetadataDb:
         if bucket.root:
             for leaf in walker.leaves(bucket.root):
                 yield from zip(leaf.keys, leaf.values, strict=True)
-            return
-        try:
-            names, values = decode_inline(bucket)
-        except Malformed as error:
-            raise CorruptDatabaseError(self.path, None, f"inline bucket {name!r}: {error}") from None
-        yield from zip(names, values, strict=True)
+        else:
+            yield from zip(*self._inline(name, bucket), strict=True)
 
     @property
     def _pages(self) -> PageFile:
         assert self._db.pages is not None
         return self._db.pages
 
-    def _read_record(self, key: bytes, names: list[bytes], values: list[bytes], on_malformed: OnMalformed | None) -> Record:
+    def _read_record(
+        self, key: bytes, names: Sequence[bytes], values: Sequence[bytes], on_malformed: OnMalformed | None
+    ) -> Record:
         record = Record(to_text(key))
+        record.has_index = not gojson.are_usual(values) or b'"index":' in b"".join(values)
         for name, value in zip(names, values, strict=True):
             if type(value) is BucketValue:
                 self._note_nested(record, name, value)
-            elif value:  # a cleared key has an empty value
+            elif value and (name in _READ or record.has_index):  # a cleared key has an empty value
                 try:
                     _read_value(record, name, value)
                 except GoJSONError as error:
@@ -200,37 +209,42 @@ class MetadataDb:
     def _fill_main(
         self, builder: BucketBuilder, revision: Revision, index: _NewIndex, checkpoint: Checkpoint, progress: Progress
     ) -> None:
-        for entry in self._revised(revision, index, checkpoint):
-            if entry.new is None:
+        done = 0
+        for key, stored, _, new in self._revised(revision, index, checkpoint):
+            if new is None:
+                if stored is not None and type(stored) is not BucketValue:
+                    builder.put(key, stored)  # no record
                 continue
-            if entry.is_plain:
-                builder.put(entry.key, entry.stored)
-                continue
-            names = sorted(entry.new)
-            sequence = entry.stored.sequence if isinstance(entry.stored, BucketValue) else 0
-            builder.put(entry.key, builder.leaf_bucket(names, [entry.new[name] for name in names], sequence))
-            progress(1)
+            names = sorted(new)
+            sequence = stored.sequence if isinstance(stored, BucketValue) else 0
+            builder.put(key, builder.leaf_bucket(names, list(map(new.__getitem__, names)), sequence))
+            done += 1
+            if not done & 63:
+                progress(64)
+        progress(done & 63)
 
-    def _revised(self, revision: Revision, index: _NewIndex, checkpoint: Checkpoint) -> Iterator[_Entry]:
+    def _revised(self, revision: Revision, index: _NewIndex, checkpoint: Checkpoint) -> Iterator[_Revised]:
         """All entries of ``_main`` in order, the new ones among them, and what becomes of them; fills ``index``."""
         records = iter(revision.records)
         record = next(records, None)
-        for key, value, content in self._main(checkpoint):
-            if content is None:
-                yield _Entry(key, value, None, {}, is_plain=True)
+        name = to_bytes(record.id) if record else b""
+        for key, value, names, values in self._main(checkpoint):
+            if names is None:
+                yield key, value, None, None
                 continue
-            while record is not None and (name := to_bytes(record.id)) < key:
-                yield _Entry(name, b"", None, index.note(record, dict(new_values(record))))
+            while record is not None and name < key:
+                yield name, None, None, index.note(record, dict(new_values(record)))
                 record = next(records, None)
-            old = dict(zip(*content, strict=True))
-            if record is None or to_bytes(record.id) != key:
-                yield _Entry(key, value, old, None)
+                name = to_bytes(record.id) if record else b""
+            old = dict(zip(names, values, strict=True))
+            if record is None or name != key:
+                yield key, value, old, None
                 continue
-            new = old | dict(new_values(record))
-            yield _Entry(key, value, old, index.note(record, new))
+            yield key, value, old, index.note(record, old | dict(new_values(record)))
             record = next(records, None)
+            name = to_bytes(record.id) if record else b""
         while record is not None:
-            yield _Entry(to_bytes(record.id), b"", None, index.note(record, dict(new_values(record))))
+            yield to_bytes(record.id), None, None, index.note(record, dict(new_values(record)))
             record = next(records, None)
 
     def _fill_external(self, builder: BucketBuilder, revision: Revision, checkpoint: Checkpoint) -> None:
@@ -275,11 +289,11 @@ class MetadataDb:
 
     # -- inspecting
 
-    def raw_records(self, checkpoint: Checkpoint = no_checkpoint) -> Iterator[tuple[str, list[bytes], list[bytes]]]:
+    def raw_records(self, checkpoint: Checkpoint = no_checkpoint) -> Iterator[tuple[str, Sequence[bytes], Sequence[bytes]]]:
         """Each record with the keys and values in it, in the order of their ids."""
-        for key, _, content in self._main(checkpoint):
-            if content is not None:
-                yield to_text(key), *content
+        for key, _, names, values in self._main(checkpoint):
+            if names is not None:
+                yield to_text(key), names, values
 
     def index_entries(self, checkpoint: Checkpoint = no_checkpoint) -> Iterator[bytes]:
         """The keys of the index, in order."""
@@ -291,16 +305,16 @@ class MetadataDb:
     def changes(self, revision: Revision, *, checkpoint: Checkpoint = no_checkpoint) -> Iterator[RecordChange | IndexChange]:
         """What :meth:`write` would change, records first, each in the order of its key."""
         index = _NewIndex(revision)
-        for entry in self._revised(revision, index, checkpoint):
-            change = entry.change()
+        for key, stored, old, values in self._revised(revision, index, checkpoint):
+            change = None if stored is not None and old is None else _change(to_text(key), old, values)
             if change is not None:
                 yield change
         new = set(index.keys)
         for key, _ in self._top_entries(INDEX, checkpoint):
             if not index.keeps(key) and key not in new:
                 yield IndexChange(key, False)
-        old = (key for key, _ in self._top_entries(INDEX, checkpoint))
-        yield from (IndexChange(key, True) for key in _only_right(old, index.in_order()))
+        present = (key for key, _ in self._top_entries(INDEX, checkpoint))
+        yield from (IndexChange(key, True) for key in _only_right(present, index.in_order()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,24 +356,20 @@ class IndexChange:
     is_added: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """An entry of ``_main``: its values before and after, ``None`` if there is none; ``is_plain`` for one that is no record."""
+_MainEntry = tuple[bytes, bytes, Sequence[bytes] | None, Sequence[bytes]]
+"""Key and value of an entry of ``_main``, and the keys and values in it; ``None`` for one that is no record."""
+_Revised = tuple[bytes, bytes | None, dict[bytes, bytes] | None, dict[bytes, bytes] | None]
+"""Key and stored value of an entry of ``_main``, and the values in it before and after; ``None`` where there is none.
 
-    key: bytes
-    stored: bytes
-    old: dict[bytes, bytes] | None
-    new: dict[bytes, bytes] | None
-    is_plain: bool = False
+An entry that is no record has a stored value only.
+"""
 
-    def change(self) -> RecordChange | None:
-        if self.is_plain:
-            return None
-        name = to_text(self.key)
-        if self.old is None or self.new is None:
-            return RecordChange(name, _copy(self.old), _copy(self.new))
-        new = {key: value for key, value in self.new.items() if self.old.get(key) != value}
-        return RecordChange(name, {key: self.old.get(key) for key in new}, dict(new)) if new else None
+
+def _change(name: str, old: dict[bytes, bytes] | None, new: dict[bytes, bytes] | None) -> RecordChange | None:
+    if old is None or new is None:
+        return RecordChange(name, _copy(old), _copy(new))
+    changed = {key: value for key, value in new.items() if old.get(key) != value}
+    return RecordChange(name, {key: old.get(key) for key in changed}, dict(changed)) if changed else None
 
 
 def _copy(values: dict[bytes, bytes] | None) -> dict[bytes, bytes | None] | None:
@@ -383,7 +393,8 @@ class _NewIndex:
 
     def note(self, record: Record, values: dict[bytes, bytes]) -> dict[bytes, bytes]:
         """Collect the entries that a record with these values needs; returns the values."""
-        if not self._revision.tidy:
+        if not self._revision.tidy or not record.has_index:
+            # Of the values that a migration writes, only those of the chain have an index.
             if record.changes & Changes.CHAIN:
                 self.keys += chain_index_keys(record.id, record.chain_id, record.blob_chain_id)
             return values
@@ -442,9 +453,6 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-_Content = tuple[list[bytes], list[bytes]]
-
-
 def _top_level(pages: PageFile) -> dict[bytes, BucketValue]:
     """The top-level buckets."""
     leaves = Walker(pages).leaves(pages.meta.root)
@@ -476,6 +484,10 @@ _STRINGS = {
     keys.CHAIN_ID: "chain_id",
     keys.BLOB_CHAIN_ID: "blob_chain_id",
 }
+
+
+_READ = frozenset({*_STRINGS, keys.DELETED, keys.BLOB_MAPPING})
+"""The keys whose values are looked at; the others need only be valid."""
 
 
 def new_values(record: Record) -> list[tuple[bytes, bytes]]:

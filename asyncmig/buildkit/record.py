@@ -28,6 +28,7 @@ class Record:
     ``id`` and ``parent`` are exact (bytes that are no UTF-8 as lone surrogates), the other strings as Go's JSON gives them
     back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID, ``blob_size`` in
     bytes.  ``edits`` are values that a repair sets besides those of ``changes``; an empty one clears its key.
+    ``has_index``: one of its values may have an index.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Record:
         "diff_id",
         "edits",
         "equal_mutable",
+        "has_index",
         "id",
         "media_type",
         "parent",
@@ -58,6 +60,7 @@ class Record:
         self.chain_id = ""
         self.blob_chain_id = ""
         self.deleted = False
+        self.has_index = False
         self.changes = 0
         self.edits: dict[bytes, bytes] | None = None
 
@@ -76,6 +79,7 @@ class Record:
         if self.edits is None:
             self.edits = {}
         self.edits[name] = value
+        self.has_index = True
 
     def __repr__(self) -> str:
         return f"Record({self.id!r})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.v2 import read_records
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.migration.audit_records import check_chains, check_index, check_loading
 from asyncmig.migration.audit_state import CacheState, Findings
@@ -43,8 +43,7 @@ async def audit(database: MetadataDb, stores: Stores, result: Verification, prog
 def _read(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, progress: Progress) -> None:
     database.check_pages(checkpoint)
     state.records = read_records(database, checkpoint=checkpoint, progress=progress.advance)
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         state.by_id[record.id] = record
 
 
@@ -60,8 +59,7 @@ def _check_place(checkpoint: Checkpoint, state: CacheState, database: MetadataDb
 
 def _owned_blobs(checkpoint: Checkpoint, state: CacheState) -> list[ContentInfo]:
     found = {}
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         if record.blob in state.blobs:
             found[record.blob] = state.blobs[record.blob]
     return list(found.values())
@@ -83,8 +81,7 @@ def _check(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, resu
 def _count(checkpoint: Checkpoint, state: CacheState) -> Inventory:
     counts = Inventory(records=len(state.records), snapshots=len(state.snapshots), blobs=len(state.blobs))
     counts.leases = len(state.leases)
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         counts.committed += record.committed
         counts.holders += record.is_holder
         counts.mutable += not record.committed

@@ -12,6 +12,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX
 from asyncmig.buildkit.metadata import to_bytes, to_text
 from asyncmig.buildkit.v2 import V2Record
+from asyncmig.concurrency import stepping
 from asyncmig.errors import printable
 from asyncmig.migration.audit_state import CacheState, Findings
 from asyncmig.migration.chains import blob_chain_id, chain_id
@@ -23,8 +24,7 @@ from asyncmig.migration.findings import Fault, Remark
 def check_loading(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Report every record that BuildKit would not load: those at fault, and those that need one that is at fault."""
     loadable: dict[str, bool] = {}
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         _report_values(record, findings)
         if record.id not in loadable:
             _settle(checkpoint, state, findings, record, loadable)
@@ -108,8 +108,7 @@ def check_chains(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
     """Compute the chain IDs of all plain layers anew, and report those that differ.  Layers without are no fault."""
     computed: dict[str, tuple[str, str] | None] = {}  # None where the chain is not one of plain layers all of which have a blob
     composed = set()  # records with a merge or a diff in their chain: their IDs are made otherwise
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         for link in reversed(_chain(state, record, computed)):
             computed[link.id] = _chain_ids(link, computed)
             if link.parents or link.parent in composed:
@@ -160,12 +159,10 @@ def _compare_chain(findings: Findings, record: V2Record, expected: tuple[str, st
 def check_index(checkpoint: Checkpoint, state: CacheState, entries: Iterable[bytes], findings: Findings) -> None:
     """Compare the index with the values."""
     wanted = {}
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         for index in record.indexes:
             wanted[to_bytes(f"{index}::{record.id}")] = record.id
-    for key in entries:
-        checkpoint()
+    for key in stepping(checkpoint, entries):
         wanted.pop(key, None)
         _check_entry(state, findings, key)
     for key, name in wanted.items():

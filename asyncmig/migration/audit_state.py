@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
+from asyncmig.concurrency import stepping
 from asyncmig.migration.findings import Fault, Finding, Remark
 from asyncmig.stores.ports import ContentInfo, Lease, SnapshotInfo
 
@@ -29,26 +30,22 @@ class CacheState:
 
     def note_snapshots(self, checkpoint: Checkpoint, found: Sequence[SnapshotInfo]) -> None:
         """Take the snapshots that were listed."""
-        for info in found:
-            checkpoint()
+        for info in stepping(checkpoint, found):
             self.snapshots[info.name] = info
 
     def note_blobs(self, checkpoint: Checkpoint, found: Sequence[ContentInfo]) -> None:
         """Take the blobs that were listed."""
-        for info in found:
-            checkpoint()
+        for info in stepping(checkpoint, found):
             self.blobs[info.digest] = info
 
     def note_heads(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo], heads: Sequence[bytes | None]) -> None:
         """Take the first bytes of blobs."""
-        for blob, head in zip(blobs, heads, strict=True):
-            checkpoint()
+        for blob, head in stepping(checkpoint, zip(blobs, heads, strict=True)):
             self.heads[blob.digest] = head
 
     def note_leases(self, checkpoint: Checkpoint, found: Sequence[Lease]) -> None:
         """Take the leases that were listed."""
-        for lease in found:
-            checkpoint()
+        for lease in stepping(checkpoint, found):
             self.leases[lease.id] = lease
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
+from asyncmig.concurrency import stepping
 from asyncmig.errors import printable
 from asyncmig.migration.audit_state import CacheState, Findings
 from asyncmig.migration.blobs import is_digest
@@ -25,8 +26,7 @@ _HISTORY = "ref_"
 
 def check_snapshots(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Each committed record that has a snapshot of its own: is it there, committed, and built on the right one?"""
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         if not record.committed or record.is_holder or record.blob_only or record.deleted:
             continue
         found = state.snapshots.get(record.snapshot)
@@ -55,15 +55,13 @@ def _check_parent(state: CacheState, findings: Findings, record: V2Record, actua
 def check_leases(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Is what each record has held by its lease, and does every lease have its record?"""
     now = datetime.now(UTC)
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         lease = state.leases.get(record.id)
         if record.is_holder:
             _check_surplus(state, findings, record, lease)
         elif not record.deleted:
             _check_lease(state, findings, record, lease, now)
-    for lease in state.leases.values():
-        checkpoint()
+    for lease in stepping(checkpoint, state.leases.values()):
         if lease.id not in state.by_id:
             _check_foreign(state, findings, lease)
 
@@ -130,8 +128,7 @@ def _is_of_buildkit(state: CacheState, lease: Lease) -> bool:
 
 def check_blobs(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Each record with a blob: is it there, and is it what the record says?"""
-    for record in state.records:
-        checkpoint()
+    for record in stepping(checkpoint, state.records):
         if record.blob:
             _check_description(findings, record)
         if record.blob and not record.blob_only:
@@ -187,8 +184,7 @@ def check_labels(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
         ("snapshot", of_records, {name: info.root for name, info in state.snapshots.items()}),
         ("blob", blobs_of_records, {name: info.root for name, info in state.blobs.items()}),
     ):
-        for name, root in infos.items():
-            checkpoint()
+        for name, root in stepping(checkpoint, infos.items()):
             if root is not None and name in owned:
                 text = f"this {kind} belongs to a record and carries v1's label {GC_ROOT}; it is never collected"
                 findings.fault(Fault.LABEL_LEFT, name, text)
@@ -205,21 +201,18 @@ def remark_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings
     kept.update(name for name, info in state.snapshots.items() if info.root is not None)
     kept.update(resource.id for resource in held if resource.type == f"snapshots/{state.snapshotter}")
     needed = _with_ancestors(checkpoint, state, kept)
-    for name in state.snapshots:
-        checkpoint()
+    for name in stepping(checkpoint, state.snapshots):
         if name not in needed:
             findings.remark(Remark.SNAPSHOT_UNOWNED, name, "nothing keeps this snapshot")
     blobs = {record.blob for record in state.records} | {resource.id for resource in held if resource.type == "content"}
-    for name, blob in state.blobs.items():
-        checkpoint()
+    for name, blob in stepping(checkpoint, state.blobs.items()):
         if name not in blobs and blob.root is None:
             findings.remark(Remark.BLOB_UNOWNED, name, f"nothing that is known keeps this blob of {blob.size} bytes")
 
 
 def _with_ancestors(checkpoint: Checkpoint, state: CacheState, names: set[str]) -> set[str]:
     needed: set[str] = set()
-    for name in names:
-        checkpoint()
+    for name in stepping(checkpoint, names):
         link = name
         while link in state.snapshots and link not in needed:
             needed.add(link)

@@ -44,8 +44,7 @@ async def find_blobs(cache: Cache, content: ContentStore) -> None:
 
 def _existing(checkpoint: Checkpoint, infos: Sequence[ContentInfo | None]) -> list[ContentInfo]:
     found = []
-    for info in infos:
-        checkpoint()
+    for info in stepping(checkpoint, infos):
         if info is not None:
             found.append(info)
     return found
@@ -88,8 +87,7 @@ def _apply_examined(
     checkpoint: Checkpoint, cache: Cache, existing: Sequence[ContentInfo], heads: Sequence[bytes | None]
 ) -> None:
     usable = {}  # size and media type of each blob whose data is there
-    for info, head in zip(existing, heads, strict=True):
-        checkpoint()
+    for info, head in stepping(checkpoint, zip(existing, heads, strict=True)):
         if head is not None and is_digest(info.digest):
             usable[info.digest] = info.size, media_type_of(head)
     known = {info.digest for info in existing}

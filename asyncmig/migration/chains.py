@@ -97,8 +97,7 @@ def _compute_whole_chains(checkpoint: Checkpoint, cache: Cache) -> None:
             links.append(link)
             settled.add(link.id)
             link = cache.by_id[link.parent] if link.parent else None
-        for link in reversed(links):
-            checkpoint()
+        for link in stepping(checkpoint, reversed(links)):
             parent = cache.by_id[link.parent] if link.parent else None
             link.chain_id = link.blob_chain_id = ""
             if _has_layer(link) and (parent is None or parent.chain_id):

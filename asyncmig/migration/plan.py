@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import IndexChange, RecordChange
+from asyncmig.concurrency import stepping
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.stores.ports import GC_ROOT, Resource
 
@@ -37,14 +38,12 @@ Change = RecordChange | IndexChange | LeaseChange | LabelChange
 def changes(checkpoint: Checkpoint, pipeline: Pipeline) -> Iterator[Change]:
     """What the prepared migration would change: records, index entries, leases, labels."""
     yield from pipeline.cache.database.changes(pipeline.cache.revision, checkpoint=checkpoint)
-    for lease in pipeline.leases.leases:
-        checkpoint()
+    for lease in stepping(checkpoint, pipeline.leases.leases):
         before = pipeline.leases.held.get(lease.id)
         lacking = tuple(resource for resource in lease.resources if before is None or resource not in before)
         if lacking or before is None:
             yield LeaseChange(lease.id, before is None, tuple(lease.labels) if before is None else (), lacking)
     release = pipeline.release
     for kind, roots in (("snapshot", release.snapshot_roots), ("blob", release.blob_roots)):
-        for name, value in roots.items():
-            checkpoint()
+        for name, value in stepping(checkpoint, roots.items()):
             yield LabelChange(kind, name, GC_ROOT, value)

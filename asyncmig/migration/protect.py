@@ -55,8 +55,7 @@ def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: list[Lease]) ->
 
 def _note_surplus(checkpoint: Checkpoint, cache: Cache, found: list[Lease | None]) -> None:
     """Upstream's migration makes such leases; one that was killed has left them behind."""
-    for lease in found:
-        checkpoint()
+    for lease in stepping(checkpoint, found):
         if lease is not None:
             text = "a lease of its name exists already and is not needed; nobody will delete it (ctr leases delete)"
             cache.note("lease-surplus", lease.id, text)
@@ -90,8 +89,7 @@ def _plan(
     checkpoint: Checkpoint, cache: Cache, leases: list[Lease], existing: list[Lease | None], journal: Journal | None
 ) -> LeasePlan:
     plan = LeasePlan()
-    for lease, found in zip(leases, existing, strict=True):
-        checkpoint()
+    for lease, found in stepping(checkpoint, zip(leases, existing, strict=True)):
         if found is None or (journal is not None and journal.is_ours(lease.id)):
             plan.leases.append(lease)
             if found is not None:
@@ -122,8 +120,7 @@ async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> list[Leas
 
 def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: list[Protected]) -> list[Lease]:
     counts, doubtful = cache.report.counts, []
-    for lease, outcome in zip(plan.leases, outcomes, strict=True):
-        checkpoint()
+    for lease, outcome in stepping(checkpoint, zip(plan.leases, outcomes, strict=True)):
         # A lease that was found is not new, though a store whose answer got lost may take its own first attempt for its maker.
         counts.leases_created += outcome.is_new and lease.id not in plan.held
         if not outcome.confirmed:
@@ -139,8 +136,7 @@ async def verify(leases: list[Lease], store: LeaseStore) -> None:
 
 
 def _compare(checkpoint: Checkpoint, leases: list[Lease], stored: list[Lease | None]) -> None:
-    for lease, found in zip(leases, stored, strict=True):
-        checkpoint()
+    for lease, found in stepping(checkpoint, zip(leases, stored, strict=True)):
         if found is None:
             raise StoreError(f"lease {printable(lease.id)} is not there although it was just created")
         lacking = set(lease.resources).difference(found.resources)

@@ -66,21 +66,18 @@ async def plan_release(cache: Cache, stores: Stores) -> ReleasePlan:
 
 def _labelled(checkpoint: Checkpoint, snapshots: Sequence[SnapshotInfo], blobs: Sequence[ContentInfo]) -> _Labelled:
     snapshot_roots, blob_roots, views = {}, {}, set()
-    for info in snapshots:
-        checkpoint()
+    for info in stepping(checkpoint, snapshots):
         snapshot_roots[info.name] = info.root or ""
         if info.kind is Kind.VIEW:
             views.add(info.name)
-    for blob in blobs:
-        checkpoint()
+    for blob in stepping(checkpoint, blobs):
         blob_roots[blob.digest] = blob.root or ""
     return _Labelled(snapshot_roots, blob_roots, frozenset(views))
 
 
 def _without_record(checkpoint: Checkpoint, cache: Cache, names: list[str]) -> list[str]:
     found = []
-    for name in names:
-        checkpoint()
+    for name in stepping(checkpoint, names):
         if name not in cache.by_id:
             found.append(name)
     return found
@@ -118,12 +115,10 @@ def _plan_labelled(
     free_views = {view for view in labelled.views if Resource(f"snapshots/{snapshotter}", view) not in leased}
     leftovers = Leftovers()
     plan = ReleasePlan(frozenset(free_views.difference(records)))
-    for name in labelled.snapshots:
-        checkpoint()
+    for name in stepping(checkpoint, labelled.snapshots):
         is_owned = name in records and not records[name].is_holder
         _sort(name, plan.snapshots, leftovers.snapshots, is_released=is_owned or name in plan.views)
-    for name in labelled.blobs:
-        checkpoint()
+    for name in stepping(checkpoint, labelled.blobs):
         _sort(name, plan.blobs, leftovers.blobs, is_released=name in released_blobs)
     cache.report.counts.views = len(plan.views)
     _deal_with_leftovers(cache, plan, leftovers)
@@ -195,15 +190,13 @@ class Vanished:
 
 def _count(checkpoint: Checkpoint, counts: Counts, plan: ReleasePlan, snapshots: list[bool], blobs: list[bool]) -> Vanished:
     vanished = Vanished([], [])
-    for name, exists in zip(plan.snapshots, snapshots, strict=True):
-        checkpoint()
+    for name, exists in stepping(checkpoint, zip(plan.snapshots, snapshots, strict=True)):
         if exists:
             counts.views_released += name in plan.views
             counts.snapshots_released += name not in plan.views
         else:
             vanished.snapshots.append(name)
-    for name, exists in zip(plan.blobs, blobs, strict=True):
-        checkpoint()
+    for name, exists in stepping(checkpoint, zip(plan.blobs, blobs, strict=True)):
         if exists:
             counts.blobs_released += 1
         else:

@@ -60,8 +60,7 @@ def _names(checkpoint: Checkpoint, cache: Cache) -> list[str]:
 
 
 def _note(checkpoint: Checkpoint, infos: Infos, names: Sequence[str], found: Sequence[SnapshotInfo | None]) -> None:
-    for name, info in zip(names, found, strict=True):
-        checkpoint()
+    for name, info in stepping(checkpoint, zip(names, found, strict=True)):
         infos[name] = info
 
 
@@ -83,8 +82,7 @@ def _parents(found: Iterable[SnapshotInfo | None]) -> list[str]:
 
 def _unknown(checkpoint: Checkpoint, infos: Infos, names: Iterable[str]) -> list[str]:
     unknown: dict[str, None] = {}
-    for name in names:
-        checkpoint()
+    for name in stepping(checkpoint, names):
         if name not in infos:
             unknown[name] = None
     return list(unknown)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.concurrency import in_thread, run_uncancellable, stepping
 from asyncmig.errors import DatabaseError, IncompleteRollbackError
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Progress, Stage
@@ -92,8 +92,7 @@ class Rollback:
     def _leases(self, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[Resources]]:
         """The leases that the migration made, and those that it completed, with what these held before."""
         ours, completed, before = [], [], []
-        for lease_id, held in self._journal.leases.items():
-            checkpoint()
+        for lease_id, held in stepping(checkpoint, self._journal.leases.items()):
             if held is None:
                 ours.append(lease_id)
             else:
@@ -104,8 +103,7 @@ class Rollback:
     def _added(self, checkpoint: Checkpoint, before: list[Resources], found: list[Lease | None]) -> list[Lease]:
         """What the migration has added to leases that were there before."""
         added = []
-        for held, lease in zip(before, found, strict=True):
-            checkpoint()
+        for held, lease in stepping(checkpoint, zip(before, found, strict=True)):
             resources = tuple(resource for resource in lease.resources if resource not in held) if lease else ()
             if lease and resources:
                 added.append(Lease(lease.id, {}, resources))

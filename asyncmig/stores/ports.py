@@ -10,9 +10,10 @@ Names are containerd's.  Strings are exact: bytes that are no UTF-8 are lone sur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 GC_ROOT = "containerd.io/gc.root"
 """Label of what containerd's garbage collector keeps, whatever its value (containerd ``metadata/gc.go``).
@@ -33,8 +34,7 @@ class Kind(Enum):
     COMMITTED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(NamedTuple):
     """A snapshot as Stat reports it.
 
     ``parent`` is the key of the parent snapshot, "" if there is none; ``root`` the value of its label :data:`GC_ROOT`, ``None``
@@ -47,8 +47,7 @@ class SnapshotInfo:
     root: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ContentInfo:
+class ContentInfo(NamedTuple):
     """A blob as Info reports it.
 
     ``size`` is in bytes; ``root`` the value of its label :data:`GC_ROOT`, ``None`` if it has none.
@@ -59,25 +58,22 @@ class ContentInfo:
     root: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """Something a lease protects: ``type`` is ``content`` or ``snapshots/<snapshotter>``."""
 
     type: str
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A lease with its labels and the resources it protects."""
 
     id: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     resources: tuple[Resource, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Protected:
+class Protected(NamedTuple):
     """What became of a lease that was to be made.
 
     ``confirmed``: the store has acknowledged each step of making it, so it need not be read back.

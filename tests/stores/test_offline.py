@@ -512,7 +512,7 @@ CHANGES: dict[str, Verb] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_one_transaction_that_takes_effect_as_a_whole_or_not_at_all(change: str, files: OfflineFiles) -> None:
-    cancelled = []
+    cancelled: list[bool] = []
 
     def cancel_at_the_end(_: int) -> None:  # of the loop, before the commit
         if not cancelled:

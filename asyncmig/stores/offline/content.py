@@ -23,6 +23,7 @@ from asyncmig.stores.offline.files import (
     CONTENT,
     LABELS,
     VERSION,
+    LabelRemoval,
     OfflineFiles,
     label_values,
     misshapen,
@@ -91,7 +92,7 @@ class OfflineContent:
                 entry, digest = read_contents(tx, value), codec.to_text(name)
                 labels = nested_contents(tx, entry, LABELS)
                 scan.infos[digest] = ContentInfo(digest, codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
-                scan.note(digest, misshapen(entry, labels, self._files.metadata_path, f"blob {digest}"))
+                scan.note(digest, misshapen(entry, labels, self._files.metadata_path, "blob", name))
         return scan
 
     async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
@@ -118,7 +119,7 @@ class OfflineContent:
         return await in_thread(self._remove_label_many, digests, label)
 
     def _remove_label_many(self, checkpoint: Checkpoint, digests: Sequence[str], label: str) -> list[bool]:
-        return self._update_many(checkpoint, digests, label, lambda _: "")
+        return self._update_many(checkpoint, digests, label)
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
         """Set the label of all blobs in one transaction: a cancelled call has no effect.
@@ -133,7 +134,7 @@ class OfflineContent:
         return self._update_many(checkpoint, [digest for digest, _ in values], label, wanted.__getitem__)
 
     def _update_many(
-        self, checkpoint: Checkpoint, digests: Sequence[str], label: str, value_of: Callable[[str], str]
+        self, checkpoint: Checkpoint, digests: Sequence[str], label: str, value_of: Callable[[str], str] | None = None
     ) -> list[bool]:
         if not digests:
             return []
@@ -145,11 +146,15 @@ class OfflineContent:
             def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
                 if stored is None:
                     return None
-                entry, digest = read_contents(tx, stored), codec.to_text(key)
-                set_label(tx, entry, name, codec.to_bytes(value_of(digest)), now)
+                digest = codec.to_text(key)
                 found.add(digest)
+                if value_of is None:
+                    return without_label(stored)
+                entry = read_contents(tx, stored)
+                set_label(tx, entry, name, codec.to_bytes(value_of(digest)), now)
                 return write_contents(tx, entry)
 
+            without_label = LabelRemoval(tx, name, now)
             if blobs:
                 ordered = sorted_in_steps(list(digests))
                 edit_buckets(blobs, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)

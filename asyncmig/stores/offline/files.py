@@ -14,10 +14,12 @@ from asyncmig.bolt import (
     Db,
     PageFile,
     Tx,
+    UniformEdit,
     nested_contents,
     verify_pages,
     write_contents,
 )
+from asyncmig.bolt.format import ELEMENT_SIZE, INLINE_PREFIX, encode_inline
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.errors import BucketError, LayoutError, StoreError, StrPath, printable
 from asyncmig.paths import exists
@@ -157,16 +159,17 @@ def update(db: Db | None) -> Iterator[Tx]:
         yield tx
 
 
-def misshapen(entry: Contents, labels: Contents | None, path: str, what: str) -> str | None:
+def misshapen(entry: Contents, labels: Contents | None, path: str, kind: str, name: bytes) -> str | None:
     """What is wrong with an entry that :func:`set_label` would fail on, or containerd when it does the same, or ``None``.
 
     Meant for the reading stages: the labels go when leases have been made already, and a failure then would come again and
-    again.  ``path`` is the database, ``what`` names the entry for the message.
+    again.  ``path`` is the database, ``kind`` and ``name`` name the entry for the message.
     """
     cause = _misshapen(entry, labels)
     if cause is None:
         return None
-    return f"{printable(path)}: {printable(what)}: {cause}; containerd never writes that, restore the file from a copy"
+    entry_name = f"{printable(path)}: {kind} {printable(to_text(name))}"
+    return f"{entry_name}: {cause}; containerd never writes that, restore the file from a copy"
 
 
 def _misshapen(entry: Contents, labels: Contents | None) -> str | None:
@@ -226,6 +229,33 @@ def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -
     if labels is None:
         labels = Contents()
     labels[label] = value
-    for key in [key for key, value in labels.items() if not value]:
-        del labels[key]
+    if not all(labels.values()):
+        for key in [key for key, value in labels.items() if not value]:
+            del labels[key]
     entry[LABELS] = write_contents(tx, labels)
+
+
+class LabelRemoval:
+    """:func:`set_label` without a value, for very many entries."""
+
+    def __init__(self, tx: Tx, label: bytes, now: bytes) -> None:
+        self._label = label
+        self._only_label = encode_inline([label], [b"?"], 0)[:_VALUE_SIZE_AT]
+        self._edit = UniformEdit(tx, lambda entry: set_label(tx, entry, label, b"", now), self._signature)
+
+    def __call__(self, value: BucketValue) -> BucketValue:
+        """Remove the label of the entry with this value; returns its new one."""
+        return self._edit(value)
+
+    def _signature(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool | None:
+        """Whether the entry has just this one label, with a value, or else none: one or the other is true of nearly all."""
+        if LABELS not in keys:
+            return False
+        labels = values[keys.index(LABELS)]
+        is_only = labels.startswith(self._only_label) and labels.startswith(self._label, _ONLY_KEY_AT)
+        return True if is_only and len(labels) > _ONLY_KEY_AT + len(self._label) else None
+
+
+_VALUE_SIZE_AT = INLINE_PREFIX + ELEMENT_SIZE - 4
+_ONLY_KEY_AT = INLINE_PREFIX + ELEMENT_SIZE
+"""In an inline bucket with one element, where the size of its value and where its key stand."""

@@ -7,10 +7,11 @@ on, ``images/<name>``.  It has no ``updatedat``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from asyncmig.bolt import BucketValue, Checkpoint, Contents, Tx, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.bolt.build import write_small_bucket
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import BucketError, StoreError, printable
 from asyncmig.sorting import sorted_in_steps
@@ -77,11 +78,15 @@ class OfflineLeases:
 
             def edit(name: bytes, stored: BucketValue | None) -> BucketValue:
                 lease = next(pending)
-                outcomes.append(_EXISTING if stored else _NEW)
-                entry = read_contents(tx, stored) if stored else _new_entry(tx, lease, now)
+                if stored is None:
+                    outcomes.append(_NEW)
+                    return _new_lease(tx, lease, now, labels_of(lease.labels))
+                outcomes.append(_EXISTING)
+                entry = read_contents(tx, stored)
                 _add_resources(tx, entry, lease.resources)
                 return write_contents(tx, entry)
 
+            labels_of = _LabelWriter(tx)
             pending = iter(leases)
             bucket = tx.create_path(VERSION, self._files.namespace, LEASES)
             edit_buckets(bucket, (codec.to_bytes(lease.id) for lease in stepping(checkpoint, leases, self._progress)), edit)
@@ -127,12 +132,41 @@ class OfflineLeases:
                 edit_buckets(bucket, (codec.to_bytes(lease.id) for lease in stepping(checkpoint, leases, self._progress)), edit)
 
 
-def _new_entry(tx: Tx, lease: Lease, now: bytes) -> Contents:
-    entry = Contents({CREATED_AT: now})
-    if lease.labels:
-        labels = Contents({codec.to_bytes(name): codec.to_bytes(value) for name, value in lease.labels.items()})
-        entry[LABELS] = write_contents(tx, labels)
-    return entry
+class _LabelWriter:
+    """Writes the labels of leases; those of all leases that a migration makes are the same."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self._labels: Mapping[str, str] = {}
+        self._value: BucketValue | None = None
+
+    def __call__(self, labels: Mapping[str, str]) -> BucketValue | None:
+        if labels is not self._labels or (self._value and self._value.root):  # a page has one owner
+            self._labels = labels
+            texts = {codec.to_bytes(name): codec.to_bytes(value) for name, value in labels.items()}
+            self._value = write_contents(self._tx, Contents(texts)) if labels else None
+        return self._value
+
+
+def _new_lease(tx: Tx, lease: Lease, now: bytes, labels: BucketValue | None) -> BucketValue:
+    """A lease that is not there yet: its entries in key order, which costs half of what :func:`_add_resources` does."""
+    held = _by_place(lease.resources, (CONTENT,))
+    content = held.pop((CONTENT,), None)
+    entry: dict[bytes, bytes] = {} if content is None else {CONTENT: _keys(tx, content)}
+    entry[CREATED_AT] = now
+    if labels is not None:
+        entry[LABELS] = labels
+    if held:
+        places = sorted(held)
+        values: list[bytes] = [_keys(tx, held[place]) for place in places]
+        entry[SNAPSHOTS] = write_small_bucket(tx.writer, [snapshotter for _, snapshotter in places], values, 0)
+    return write_small_bucket(tx.writer, list(entry), list(entry.values()), 0)
+
+
+def _keys(tx: Tx, names: list[bytes]) -> BucketValue:
+    """A bucket with these keys and empty values."""
+    ordered = sorted(set(names)) if len(names) > 1 else names
+    return write_small_bucket(tx.writer, ordered, [b""] * len(ordered), 0)
 
 
 def _add_resources(tx: Tx, entry: Contents, resources: Sequence[Resource]) -> None:

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from asyncmig.bolt import BucketValue, Checkpoint, Contents, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.bolt import BucketValue, Checkpoint, Contents, Tx, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.bolt.contents import Edit
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
@@ -18,6 +20,7 @@ from asyncmig.stores.offline.files import (
     LABELS,
     SNAPSHOTS,
     VERSION,
+    LabelRemoval,
     OfflineFiles,
     label_values,
     misshapen,
@@ -36,6 +39,13 @@ _INHERITED_PREFIX = "containerd.io/snapshot/"
 _INHERITED_LABEL = "containerd.io/snapshot.ref"
 
 
+class _Backend(NamedTuple):
+    """What the snapshotter's database has: kinds by key, and what is wrong with those whose labels can't be changed."""
+
+    kinds: dict[bytes, Kind]
+    faults: dict[bytes, str]
+
+
 class OfflineSnapshots:
     """The snapshot port."""
 
@@ -44,6 +54,7 @@ class OfflineSnapshots:
         self._progress = progress
         self._shared = shared
         self._scan: Scan[SnapshotInfo] | None = None
+        self._backend_keys: list[bytes] = []  # of the snapshots in the scan, in their order
         self._snapshotter = snapshotter
         self._path = (VERSION, files.namespace, SNAPSHOTS, codec.to_bytes(snapshotter))
 
@@ -122,6 +133,7 @@ class OfflineSnapshots:
 
     def _read(self, checkpoint: Checkpoint, progress: Progress) -> Scan[SnapshotInfo]:
         scan = Scan[SnapshotInfo]()
+        self._backend_keys.clear()
         backend = self._read_backend(checkpoint, progress)
         path = self._files.metadata_path
         with view(self._files.metadata) as tx:
@@ -131,29 +143,32 @@ class OfflineSnapshots:
                     continue
                 entry, name = read_contents(tx, value), codec.to_text(key)
                 labels = nested_contents(tx, entry, LABELS)
-                scan.note(name, misshapen(entry, labels, path, f"snapshot {name}"))
-                kind = backend.infos.get(backend_key := codec.to_text(entry.get(_NAME, b"")))
+                scan.note(name, misshapen(entry, labels, path, "snapshot", key))
+                backend_key = entry.get(_NAME, b"")
+                kind = backend.kinds.get(backend_key)
                 if kind is None:
                     continue
                 scan.note(name, backend.faults.get(backend_key))
+                self._backend_keys.append(backend_key)
                 parent = codec.to_text(entry.get(_PARENT, b""))
                 scan.infos[name] = SnapshotInfo(name, kind, parent, root_label(labels))
         return scan
 
-    def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> Scan[Kind]:
+    def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> _Backend:
         """The kinds of all snapshots in the snapshotter's database, those of other namespaces, too."""
-        scan = Scan[Kind]()
+        found = _Backend({}, {})
         with view(self._files.backend) as tx:
             snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
             for key, value in stepping(checkpoint, snapshots.entries(), progress) if snapshots else ():
                 if tx is None or type(value) is not BucketValue:
                     continue
-                entry, name = read_contents(tx, value), codec.to_text(key)
-                scan.infos[name] = _kind(entry)
-                scan.note(
-                    name, misshapen(entry, nested_contents(tx, entry, LABELS), self._files.backend_path, f"snapshot {name}")
-                )
-        return scan
+                entry = read_contents(tx, value)
+                found.kinds[key] = _kind(entry)
+                labels = nested_contents(tx, entry, LABELS)
+                fault = misshapen(entry, labels, self._files.backend_path, "snapshot", key)
+                if fault is not None:
+                    found.faults[key] = fault
+        return found
 
     # -- changing labels
 
@@ -162,7 +177,7 @@ class OfflineSnapshots:
         return await in_thread(self._remove_label_many, names, label)
 
     def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[bool]:
-        return self._update_many(checkpoint, names, label, lambda _: "")
+        return self._update_many(checkpoint, names, label)
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
         """Set the label of all snapshots in one transaction a database: a cancelled call has no effect.
@@ -177,65 +192,48 @@ class OfflineSnapshots:
         return self._update_many(checkpoint, [name for name, _ in values], label, wanted.__getitem__)
 
     def _update_many(
-        self, checkpoint: Checkpoint, names: Sequence[str], label: str, value_of: Callable[[str], str]
+        self, checkpoint: Checkpoint, names: Sequence[str], label: str, value_of: Callable[[str], str] | None = None
     ) -> list[bool]:
         if not names or self._files.backend is None:
             return [False for _ in names]
+        wanted = set(names)
+        scan = self._scanned(checkpoint, no_progress, 0)
+        found = [(name, key) for name, key in zip(scan.infos, self._backend_keys, strict=True) if name in wanted]
         self._scan = None
-        wanted = list(names)
-        while True:
-            try:
-                found = self._update_both(checkpoint, wanted, label, value_of)
-            except _NotInBackendError as missing:
-                wanted = [name for name in wanted if name not in missing.names]
-            else:
-                return [name in found for name in names]
-
-    def _update_both(self, checkpoint: Checkpoint, names: list[str], label: str, value_of: Callable[[str], str]) -> set[str]:
-        """Update the snapshots in both databases, each in the order of its own keys; returns the names of those that exist."""
         now, label_name = codec.now(), codec.to_bytes(label)
-        # Only labels that are inherited reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
-        inherited = label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)
-        keys: dict[bytes, str] = {}  # names by keys in the backend
         # The inner transaction, the backend's, commits first, as in containerd.
         with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
-
-            def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
-                entry = read_contents(metadata, stored) if stored else None
-                backend_key = entry.get(_NAME) if entry else None
-                if entry is None or not backend_key:
-                    return None
-                keys[backend_key] = name = codec.to_text(key)
-                set_label(metadata, entry, label_name, codec.to_bytes(value_of(name)), now)
-                return write_contents(metadata, entry)
-
-            def edit_backend(key: bytes, stored: BucketValue | None) -> BucketValue | None:
-                if stored is None:
-                    missing.add(keys[key])
-                    return None
-                entry = read_contents(backend, stored)
-                value = codec.to_bytes(value_of(keys[key])) if inherited else b""
-                set_label(backend, entry, label_name, value, now)
-                return write_contents(backend, entry)
-
-            missing: set[str] = set()
             entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
             if entries is None or backend_entries is None:
-                return set()
-            ordered = sorted_in_steps(names)
-            edit_buckets(entries, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)
-            edit_buckets(backend_entries, stepping(checkpoint, sorted_in_steps(list(keys))), edit_backend)
-            if missing:
-                raise _NotInBackendError(missing)
-        return set(keys.values())
+                return [False for _ in names]
+            ordered = (codec.to_bytes(name) for name, _ in stepping(checkpoint, found, self._progress))
+            edit_buckets(entries, ordered, _label_edit(metadata, label_name, now, value_of and _by_key(value_of)))
+            # Only inherited labels reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
+            in_backend = None
+            if value_of is not None and (label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)):
+                in_backend = {key: codec.to_bytes(value_of(name)) for name, key in found}.__getitem__
+            backend_keys = sorted_in_steps([key for _, key in found])
+            edit_buckets(backend_entries, stepping(checkpoint, backend_keys), _label_edit(backend, label_name, now, in_backend))
+        found_names = {name for name, _ in found}
+        return [name in found_names for name in names]
 
 
-class _NotInBackendError(Exception):
-    """The snapshotter's database lacks some snapshots: for containerd they don't exist, so nothing of them is to be changed."""
+def _by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
+    return lambda key: codec.to_bytes(value_of(codec.to_text(key)))
 
-    def __init__(self, names: set[str]) -> None:
-        super().__init__(names)
-        self.names = names
+
+def _label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None) -> Edit:
+    """What sets the label of an entry, or without values removes it."""
+    removal = LabelRemoval(tx, label, now)
+
+    def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
+        if stored is None or value_of is None:
+            return removal(stored) if stored else None
+        entry = read_contents(tx, stored)
+        set_label(tx, entry, label, value_of(key), now)
+        return write_contents(tx, entry)
+
+    return edit
 
 
 def _kind(entry: Contents) -> Kind:

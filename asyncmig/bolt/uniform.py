@@ -1,0 +1,108 @@
+"""One change to very many small buckets that are alike: worked out once a kind, then applied by copying pieces.
+
+To take a bucket apart, change it and put it together costs several times what it costs to copy what stays.  The entries of a
+store are alike: the same keys, with values of the same sizes.  So the first of each kind is changed the long way, which tells
+where each value of the result comes from, and the others by that recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from asyncmig.bolt.contents import Contents, read_contents, write_contents
+from asyncmig.bolt.format import PAGE_HEADER_SIZE, BucketValue, decode_inline, encode_bucket, encode_small_leaf, inline_header
+
+if TYPE_CHECKING:
+    from asyncmig.bolt.tx import Tx
+
+Change = Callable[[Contents], None]
+Signature = Callable[[Sequence[bytes], Sequence[bytes]], Hashable]
+_MOST_KINDS = 1024
+
+
+class UniformEdit:
+    """Changes buckets within a transaction.
+
+    ``change`` gets the contents of a bucket and changes them in place.  What it does may depend on the keys, on the sizes and
+    types of the values, and on the ``signature`` of keys and values; beyond that it must pass values on as they are, or set
+    others.  A signature of ``None`` says that the bucket is to be changed the long way.
+    """
+
+    def __init__(self, tx: Tx, change: Change, signature: Signature) -> None:
+        self._tx = tx
+        self._change = change
+        self._signature = signature
+        self._recipes: dict[Hashable, _Recipe | None] = {}
+
+    def __call__(self, value: BucketValue) -> BucketValue:
+        """Write the changed bucket; returns the value that its parent is to hold instead of ``value``."""
+        root = value.root
+        small = self._tx.single_leaf(root) if root else decode_inline(value)
+        signature = self._signature(*small) if small else None
+        if small is None or signature is None:
+            return self._long_way(value)[0]
+        keys, values = small
+        kind = (signature, value[8:16], tuple(keys), tuple(map(len, values)), tuple(map(type, values)))
+        recipe = self._recipes.get(kind)
+        if recipe is not None:
+            if root:
+                self._tx.free_pages(root, 0)
+            return recipe.write(self._tx, values)
+        new, contents = self._long_way(value)
+        if kind not in self._recipes and len(self._recipes) < _MOST_KINDS:
+            self._recipes[kind] = _recipe(dict(zip(keys, values, strict=True)), contents, new, self._tx.page_size)
+        return new
+
+    def _long_way(self, value: BucketValue) -> tuple[BucketValue, Contents]:
+        contents = read_contents(self._tx, value)
+        self._change(contents)
+        return write_contents(self._tx, contents), contents
+
+
+class _Recipe:
+    """The pieces of a changed bucket: what is the same for all of its kind, and between them values of the old bucket."""
+
+    __slots__ = ("_count", "_inline", "_pieces", "_sequence", "_values")
+
+    def __init__(self, pieces: list[bytes], sources: list[int], count: int, sequence: int, *, inline: bool) -> None:
+        self._pieces = pieces
+        self._values = itemgetter(*sources) if len(sources) > 1 else lambda values: [values[i] for i in sources]
+        self._count = count
+        self._sequence = sequence
+        self._inline = inline
+
+    def write(self, tx: Tx, values: Sequence[bytes]) -> BucketValue:
+        pieces = self._pieces.copy()
+        pieces[1::2] = self._values(values)
+        image = b"".join(pieces)
+        return (
+            BucketValue(image) if self._inline else encode_bucket(tx.writer.write_leaf_body(self._count, image), self._sequence)
+        )
+
+
+def _recipe(old: dict[bytes, bytes], new: Contents, written: BucketValue, page_size: int) -> _Recipe | None:
+    """The recipe for a change that made ``new`` of ``old``; ``None`` if there is none: a page belongs to one bucket only."""
+    changed = [value for key, value in new.items() if old.get(key) != value]
+    replaced = [value for key, value in old.items() if new.get(key) != value]
+    if any(type(value) is BucketValue and value.root for value in (*changed, *replaced)):
+        return None
+    names = sorted(new)
+    payload, _ = encode_small_leaf(names, [new[name] for name in names])
+    size = len(payload) + PAGE_HEADER_SIZE
+    if size > page_size:
+        return None
+    table = payload[: len(payload) - sum(map(len, names)) - sum(map(len, new.values()))]
+    pieces = [(b"" if written.root else inline_header(len(names), written.sequence)) + table]
+    sources, order = [], list(old)
+    for name in names:
+        pieces[-1] += name
+        if old.get(name) == new[name]:
+            sources.append(order.index(name))
+            pieces += [b"", b""]
+        else:
+            pieces[-1] += new[name]
+    if written.root:
+        pieces[-1] += bytes(page_size - size)
+    return _Recipe(pieces, sources, len(names), written.sequence, inline=not written.root)
