@@ -231,10 +231,14 @@ class Bucket:
             raise BucketError(f"{kind} {name[:64]!r} exists already")
         self._store(name, value)
 
-    def replace(self, name: bytes, value: BucketValue) -> None:
-        """Set the value of the nested bucket ``name``, new or not, whose pages this transaction has written already."""
+    def replace(self, name: bytes, value: BucketValue) -> Node:
+        """Set the value of the nested bucket ``name``, new or not, whose pages this transaction has written already.
+
+        Returns the leaf that holds it.
+        """
         self._check_write(name)
         self._store(name, value)
+        return self._leaf(name)
 
     def create_bucket_if_not_exists(self, name: bytes) -> Bucket:
         """The nested bucket ``name``, created if it is missing."""
@@ -266,6 +270,28 @@ class Bucket:
             for _, _, bucket in child._opened_below():
                 bucket._open = False
             child._open = False
+
+    def settle(self, key: bytes) -> None:
+        """Write the leaf for ``key`` now if it has changed, and drop it from memory."""
+        self.tx.check_writable()
+        self.check_open()
+        way: list[tuple[Node, int]] = []
+        node, low, high = self.root_node(), None, None
+        while not node.leaf:
+            i, low, high = _step(node, key, low, high)
+            child = node.children[i]
+            if isinstance(child, int):
+                return
+            way.append((node, i))
+            node = child
+        if way and node.dirty and not node.shrunk:
+            parent, i = way[-1]
+            with self.tx.indivisible():
+                written = self._write_node(node, 0.5)
+            parent.keys[i : i + 1] = [first for first, _ in written]
+            parent.children[i : i + 1] = [page for _, page in written]
+            self._hot = None
+            self.version += 1
 
     def _check_write(self, key: bytes) -> None:
         self.tx.check_writable()

@@ -15,6 +15,7 @@ from asyncmig.errors import BucketError
 
 if TYPE_CHECKING:
     from asyncmig.bolt.bucket import Bucket
+    from asyncmig.bolt.node import Node
     from asyncmig.bolt.tx import Tx
 
 
@@ -79,12 +80,19 @@ Edit = Callable[[bytes, "BucketValue | None"], "BucketValue | None"]
 
 
 def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
-    """Let ``edit`` replace the values of nested buckets (see :func:`write_contents`); quickest for names in order.
+    """Let ``edit`` replace the values of nested buckets (see :func:`write_contents`).
+
+    For names in order it is quickest, and takes memory for one leaf page only: each is written when the next one is reached.
 
     Raises :class:`BucketError` for a name that is a key.
     """
+    before: Node | None = None
     for name in names:
         leaf, i = bucket.find(name)
+        if leaf is not before:
+            if before is not None and before.dirty and before.keys:
+                bucket.settle(before.keys[0])
+            before = leaf
         old = None if i is None else leaf.values[i]
         if old is not None and type(old) is not BucketValue:
             raise BucketError(f"key {name[:64]!r} exists already")
@@ -95,4 +103,4 @@ def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
             leaf.data[i] = new
             bucket.version += 1
         else:
-            bucket.replace(name, new)
+            before = bucket.replace(name, new)

@@ -196,7 +196,9 @@ def _escape(match: re.Match[str]) -> str:
 
 def quote(text: str) -> str:
     """``text`` as Go writes a JSON string."""
-    return f'"{text}"' if text.isalnum() and text.isascii() else f'"{_ESCAPED.sub(_escape, text)}"'
+    # Ids and digests need no look at each character.
+    is_plain = text.isascii() and text.replace(":", "", 1).isalnum()
+    return f'"{text}"' if is_plain else f'"{_ESCAPED.sub(_escape, text)}"'
 
 
 def encode_string(text: str, index: str = "") -> bytes:

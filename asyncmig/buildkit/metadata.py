@@ -18,7 +18,7 @@ from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit import gojson, keys
 from asyncmig.buildkit.gojson import GoJSONError
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX, EXTERNAL, INDEX, MAIN
-from asyncmig.buildkit.record import Changes, Record
+from asyncmig.buildkit.record import Changes, Indexed, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError, StrPath
 from asyncmig.sorting import merge_sorted, sorted_in_steps
 
@@ -154,11 +154,14 @@ class MetadataDb:
         self, key: bytes, names: Sequence[bytes], values: Sequence[bytes], on_malformed: OnMalformed | None
     ) -> Record:
         record = Record(to_text(key))
-        record.has_index = not gojson.are_usual(values) or b'"index":' in b"".join(values)
+        if not gojson.are_usual(values):
+            record.indexed = Indexed.ANY
+        elif _INDEX in b"".join(values):
+            record.indexed = Indexed.PLAIN
         for name, value in zip(names, values, strict=True):
             if type(value) is BucketValue:
                 self._note_nested(record, name, value)
-            elif value and (name in _READ or record.has_index):  # a cleared key has an empty value
+            elif value and (name in _READ or record.indexed == Indexed.ANY):  # a cleared key has an empty value
                 try:
                     _read_value(record, name, value)
                 except GoJSONError as error:
@@ -233,18 +236,18 @@ class MetadataDb:
                 yield key, value, None, None
                 continue
             while record is not None and name < key:
-                yield name, None, None, index.note(record, dict(new_values(record)))
+                yield name, None, None, index.note(record, set_new_values(record, {}))
                 record = next(records, None)
                 name = to_bytes(record.id) if record else b""
-            old = dict(zip(names, values, strict=True))
             if record is None or name != key:
-                yield key, value, old, None
+                yield key, value, (names, values), None
                 continue
-            yield key, value, old, index.note(record, old | dict(new_values(record)))
+            new = set_new_values(record, dict(zip(names, values, strict=True)))
+            yield key, value, (names, values), index.note(record, new)
             record = next(records, None)
             name = to_bytes(record.id) if record else b""
         while record is not None:
-            yield to_bytes(record.id), None, None, index.note(record, dict(new_values(record)))
+            yield to_bytes(record.id), None, None, index.note(record, set_new_values(record, {}))
             record = next(records, None)
 
     def _fill_external(self, builder: BucketBuilder, revision: Revision, checkpoint: Checkpoint) -> None:
@@ -306,7 +309,8 @@ class MetadataDb:
         """What :meth:`write` would change, records first, each in the order of its key."""
         index = _NewIndex(revision)
         for key, stored, old, values in self._revised(revision, index, checkpoint):
-            change = None if stored is not None and old is None else _change(to_text(key), old, values)
+            before = dict(zip(*old, strict=True)) if old else None
+            change = None if stored is not None and before is None else _change(to_text(key), before, values)
             if change is not None:
                 yield change
         new = set(index.keys)
@@ -358,8 +362,8 @@ class IndexChange:
 
 _MainEntry = tuple[bytes, bytes, Sequence[bytes] | None, Sequence[bytes]]
 """Key and value of an entry of ``_main``, and the keys and values in it; ``None`` for one that is no record."""
-_Revised = tuple[bytes, bytes | None, dict[bytes, bytes] | None, dict[bytes, bytes] | None]
-"""Key and stored value of an entry of ``_main``, and the values in it before and after; ``None`` where there is none.
+_Revised = tuple[bytes, bytes | None, tuple[Sequence[bytes], Sequence[bytes]] | None, dict[bytes, bytes] | None]
+"""Key and stored value of an entry of ``_main``, keys and values in it before, values by key after; ``None`` where none are.
 
 An entry that is no record has a stored value only.
 """
@@ -393,14 +397,16 @@ class _NewIndex:
 
     def note(self, record: Record, values: dict[bytes, bytes]) -> dict[bytes, bytes]:
         """Collect the entries that a record with these values needs; returns the values."""
-        if not self._revision.tidy or not record.has_index:
+        if not self._revision.tidy or record.indexed == Indexed.NONE:
             # Of the values that a migration writes, only those of the chain have an index.
             if record.changes & Changes.CHAIN:
                 self.keys += chain_index_keys(record.id, record.chain_id, record.blob_chain_id)
             return values
         end = b"::" + to_bytes(record.id)
         for value in values.values():
-            if type(value) is bytes and (index := gojson.decode_index(value)):
+            if type(value) is not bytes or (record.indexed == Indexed.PLAIN and _INDEX not in value):
+                continue
+            if index := gojson.decode_index(value):
                 key = to_bytes(index) + end
                 if len(key) <= MAX_KEY_SIZE:
                     self.keys.append(key)
@@ -486,27 +492,29 @@ _STRINGS = {
 }
 
 
+_INDEX = b'"index":'
 _READ = frozenset({*_STRINGS, keys.DELETED, keys.BLOB_MAPPING})
 """The keys whose values are looked at; the others need only be valid."""
 
 
-def new_values(record: Record) -> list[tuple[bytes, bytes]]:
-    """The v2 keys that the changes of ``record`` set, with their values."""
+def set_new_values(record: Record, values: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Set the v2 keys that the changes of ``record`` ask for among its ``values``, and return these."""
     changes, encode = record.changes, gojson.encode_string
-    values = list(record.edits.items()) if record.edits else []  # first: what the changes set prevails
+    if record.edits:
+        values.update(record.edits)  # first: what the changes set prevails
     if changes & Changes.COMMITTED:
-        values.append((keys.COMMITTED, gojson.TRUE))
+        values[keys.COMMITTED] = gojson.TRUE
     if changes & Changes.PARENT:
-        values.append((keys.PARENT, encode(record.parent)))
+        values[keys.PARENT] = encode(record.parent)
     if changes & Changes.SNAPSHOT:
-        values.append((keys.SNAPSHOT, encode(record.id)))
+        values[keys.SNAPSHOT] = encode(record.id)
     if changes & Changes.BLOB:
-        values.append((keys.BLOB, encode(record.blob)))
-        values.append((keys.DIFF_ID, encode(record.diff_id)))
-        values.append((keys.MEDIA_TYPE, encode(record.media_type)))
+        values[keys.BLOB] = encode(record.blob)
+        values[keys.DIFF_ID] = encode(record.diff_id)
+        values[keys.MEDIA_TYPE] = encode(record.media_type)
     if changes & Changes.CHAIN:
-        values.append((keys.CHAIN_ID, encode(record.chain_id, CHAIN_INDEX + record.chain_id)))
-        values.append((keys.BLOB_CHAIN_ID, encode(record.blob_chain_id, BLOB_CHAIN_INDEX + record.blob_chain_id)))
+        values[keys.CHAIN_ID] = encode(record.chain_id, CHAIN_INDEX + record.chain_id)
+        values[keys.BLOB_CHAIN_ID] = encode(record.blob_chain_id, BLOB_CHAIN_INDEX + record.blob_chain_id)
     if changes & Changes.SIZE:
-        values.append((keys.BLOB_SIZE, gojson.encode_int(record.blob_size)))
+        values[keys.BLOB_SIZE] = gojson.encode_int(record.blob_size)
     return values

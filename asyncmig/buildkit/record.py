@@ -22,13 +22,23 @@ class Changes:
     """cache.blobsize"""
 
 
+class Indexed:
+    """Which values of a record may have an index: numbers of :attr:`Record.indexed`."""
+
+    NONE = 0
+    PLAIN = 1
+    """Those in which ``"index":`` stands."""
+    ANY = 2
+    """Any: not all are of the usual forms."""
+
+
 class Record:
     """A record of the cache.
 
     ``id`` and ``parent`` are exact (bytes that are no UTF-8 as lone surrogates), the other strings as Go's JSON gives them
     back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID, ``blob_size`` in
     bytes.  ``edits`` are values that a repair sets besides those of ``changes``; an empty one clears its key.
-    ``has_index``: one of its values may have an index.
+    ``indexed`` tells which of its values have to be looked at for an index.
     """
 
     __slots__ = (
@@ -42,8 +52,8 @@ class Record:
         "diff_id",
         "edits",
         "equal_mutable",
-        "has_index",
         "id",
+        "indexed",
         "media_type",
         "parent",
     )
@@ -60,7 +70,7 @@ class Record:
         self.chain_id = ""
         self.blob_chain_id = ""
         self.deleted = False
-        self.has_index = False
+        self.indexed = Indexed.NONE
         self.changes = 0
         self.edits: dict[bytes, bytes] | None = None
 
@@ -79,7 +89,7 @@ class Record:
         if self.edits is None:
             self.edits = {}
         self.edits[name] = value
-        self.has_index = True
+        self.indexed = Indexed.ANY
 
     def __repr__(self) -> str:
         return f"Record({self.id!r})"

@@ -155,6 +155,8 @@ class Pipeline:
     def _build(self, checkpoint: Checkpoint) -> None:
         # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
         self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
+        # The tail needs leases and labels only; without this it would add to what is the most memory so far.
+        self.cache.records, self.cache.by_id = [], {}
 
     def _close(self, _: Checkpoint) -> None:
         if self._new is not None:
@@ -236,7 +238,9 @@ class Pipeline:
                 f"blob {printable(vanished.blobs[0])} has vanished from the content store while the migration ran; "
                 "somebody else has removed it, and its record will go without it"
             )
-        vanished.report(self.cache)
+        if vanished.snapshots or vanished.blobs:
+            leases = self.leases
+            vanished.report(self.cache, {*leases.left_alone, *(lease.id for lease in leases.leases)})
 
     @asynccontextmanager
     async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:

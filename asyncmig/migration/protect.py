@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.record import Record
@@ -16,6 +17,10 @@ from asyncmig.stores.ports import Lease, LeaseStore, Protected, Resource, Stores
 
 FLAT = "containerd.io/gc.flat"
 """Label of a lease whose resources don't protect what their labels refer to (containerd ``metadata/gc.go``)."""
+
+
+_READ_BACK = 8192
+"""Leases that are read back at a time: all at once take as much memory as everything before."""
 
 
 @dataclass(slots=True)
@@ -75,10 +80,16 @@ def resources_of(semantics: Semantics, record: Record, snapshotter: str) -> tupl
     """What the lease of a record is to hold; none if it needs no lease."""
     resources = []
     if semantics.leases_holders or not record.is_holder:
-        resources.append(Resource(f"snapshots/{snapshotter}", record.snapshot))
+        resources.append(Resource(_snapshots_of(snapshotter), record.snapshot))
     if record.blob:
         resources.append(Resource("content", record.blob))
     return tuple(resources)
+
+
+@lru_cache(maxsize=8)
+def _snapshots_of(snapshotter: str) -> str:
+    """The type of resources that are snapshots; one string for all leases."""
+    return f"snapshots/{snapshotter}"
 
 
 def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
@@ -131,8 +142,9 @@ def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: 
 
 async def verify(leases: list[Lease], store: LeaseStore) -> None:
     """Read the leases back.  Raises :class:`StoreError` if one is missing or lacks a resource."""
-    names = await in_thread(_names, leases)
-    await in_thread(_compare, leases, await store.list_many(names))
+    for start in range(0, len(leases), _READ_BACK):
+        part = leases[start : start + _READ_BACK]
+        await in_thread(_compare, part, await store.list_many(await in_thread(_names, part)))
 
 
 def _compare(checkpoint: Checkpoint, leases: list[Lease], stored: list[Lease | None]) -> None:

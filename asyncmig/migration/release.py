@@ -5,7 +5,7 @@ v1 labelled every snapshot and blob ``containerd.io/gc.root``, and its views sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -177,10 +177,10 @@ class Vanished:
     snapshots: list[str]
     blobs: list[str]
 
-    def report(self, cache: Cache) -> None:
-        """Note the records that have lost something."""
+    def report(self, cache: Cache, records: Collection[str]) -> None:
+        """Note what is gone; of the snapshots those that belong to ``records``."""
         for name in self.snapshots:
-            if name in cache.by_id:
+            if name in records:
                 text = "its snapshot has vanished while the migration ran; somebody else has removed it"
                 cache.note("snapshot-vanished", name, text)
         for blob in self.blobs:

@@ -58,7 +58,7 @@ class OfflineContent:
         return await in_thread(self._info_many, digests)
 
     def _info_many(self, checkpoint: Checkpoint, digests: Sequence[str]) -> list[ContentInfo | None]:
-        scan = self._scanned(checkpoint, self._progress, len(digests))
+        scan = self._scanned(checkpoint, self._progress, digests)
         for digest in digests if scan.faults else ():
             scan.check(digest)
         return [scan.infos.get(digest) for digest in stepping(checkpoint, digests)]
@@ -71,18 +71,21 @@ class OfflineContent:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[ContentInfo]:
-        infos = self._scanned(checkpoint, no_progress, 0).infos.values()
+        infos = self._scanned(checkpoint).infos.values()
         wanted = (info for info in stepping(checkpoint, infos) if info.root is not None or not rooted)
         return [info for info in wanted if _DIGEST.fullmatch(info.digest)]
 
-    def _scanned(self, checkpoint: Checkpoint, progress: Progress, total: int) -> Scan[ContentInfo]:
-        with share_of(total, progress) as advance:
+    def _scanned(
+        self, checkpoint: Checkpoint, progress: Progress = no_progress, digests: Sequence[str] = ()
+    ) -> Scan[ContentInfo]:
+        with share_of(len(digests), progress) as advance:
             if self._scan is None:
-                self._scan = self._read(checkpoint, advance)
+                self._scan = self._read(checkpoint, advance, digests)
         return self._scan
 
-    def _read(self, checkpoint: Checkpoint, progress: Progress) -> Scan[ContentInfo]:
-        """All blobs, whatever their names."""
+    def _read(self, checkpoint: Checkpoint, progress: Progress, digests: Sequence[str]) -> Scan[ContentInfo]:
+        """Read all blobs, whatever their names.  Of strings that are equal there is to be one only."""
+        shared = {digest: digest for digest in stepping(checkpoint, digests)}
         scan = Scan[ContentInfo]()
         with view(self._files.metadata) as tx:
             blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
@@ -90,6 +93,7 @@ class OfflineContent:
                 if tx is None or type(value) is not BucketValue:
                     continue
                 entry, digest = read_contents(tx, value), codec.to_text(name)
+                digest = shared.get(digest, digest)
                 labels = nested_contents(tx, entry, LABELS)
                 scan.infos[digest] = ContentInfo(digest, codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
                 scan.note(digest, misshapen(entry, labels, self._files.metadata_path, "blob", name))

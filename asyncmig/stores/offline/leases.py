@@ -23,6 +23,7 @@ from asyncmig.stores.ports import Lease, Protected, Resource
 # Reading all leases back costs one transaction; it shows that what was written is what was meant.
 _NEW = Protected(is_new=True, confirmed=False)
 _EXISTING = Protected(is_new=False, confirmed=False)
+_MOST_LABELS = 64
 _FLAT = (CONTENT, b"ingests", b"images")
 """Types that stand in a bucket of their own.  No migration makes the last two, but they count for who holds a lease."""
 
@@ -45,11 +46,12 @@ class OfflineLeases:
 
     def _list_many(self, checkpoint: Checkpoint, ids: Sequence[str]) -> list[Lease | None]:
         result: list[Lease | None] = []
+        known: dict[bytes, Mapping[str, str]] = {}
         with view(self._files.metadata) as tx:
             leases = tx and tx.path_bucket(VERSION, self._files.namespace, LEASES)
             for lease_id in stepping(checkpoint, ids, self._progress):
                 stored = leases.value(codec.to_bytes(lease_id)) if leases else None
-                result.append(_read(tx, lease_id, stored) if tx and type(stored) is BucketValue else None)
+                result.append(_read(tx, lease_id, stored, known) if tx and type(stored) is BucketValue else None)
         return result
 
     async def list_all(self) -> list[Lease]:
@@ -58,11 +60,12 @@ class OfflineLeases:
 
     def _list_all(self, checkpoint: Checkpoint) -> list[Lease]:
         found = []
+        known: dict[bytes, Mapping[str, str]] = {}
         with view(self._files.metadata) as tx:
             leases = tx and tx.path_bucket(VERSION, self._files.namespace, LEASES)
             for name, value in stepping(checkpoint, leases.entries()) if leases else ():
                 if tx and type(value) is BucketValue:
-                    found.append(_read(tx, codec.to_text(name), value))
+                    found.append(_read(tx, codec.to_text(name), value, known))
         return found
 
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
@@ -222,19 +225,31 @@ def _place(resource_type: str, flat: tuple[bytes, ...]) -> tuple[bytes, ...]:
     return place
 
 
-def _read(tx: Tx, lease_id: str, stored: BucketValue) -> Lease:
+def _read(tx: Tx, lease_id: str, stored: BucketValue, known: dict[bytes, Mapping[str, str]]) -> Lease:
+    """A lease.  ``known`` has labels that were decoded before: those of the leases of one migration are all the same."""
     entry = read_contents(tx, stored)
-    labels = nested_contents(tx, entry, LABELS) or Contents()
-    texts = {codec.to_text(k): "" if type(v) is BucketValue else codec.to_text(v) for k, v in labels.items()}
-    return Lease(lease_id, texts, tuple(_resources(tx, entry)))
+    raw = entry.get(LABELS, b"")
+    labels = known.get(raw)
+    if labels is None:
+        contents = nested_contents(tx, entry, LABELS) or Contents()
+        labels = {codec.to_text(k): "" if type(v) is BucketValue else codec.to_text(v) for k, v in contents.items()}
+        if len(known) < _MOST_LABELS and not (type(raw) is BucketValue and raw.root):
+            known[raw] = labels
+    return Lease(lease_id, labels, tuple(_resources(tx, entry)))
 
 
 def _resources(tx: Tx, entry: Contents) -> Iterator[Resource]:
     for kind in _FLAT:
-        for key in nested_contents(tx, entry, kind) or ():
-            yield Resource(codec.to_text(kind), codec.to_text(key))
+        if kind in entry:
+            for key in nested_contents(tx, entry, kind) or ():
+                yield Resource(codec.to_text(kind), codec.to_text(key))
     snapshots = nested_contents(tx, entry, SNAPSHOTS) or Contents()
     for snapshotter in snapshots:
-        kind_name = f"snapshots/{codec.to_text(snapshotter)}"
+        kind_name = _snapshots_of(snapshotter)
         for key in nested_contents(tx, snapshots, snapshotter) or ():
             yield Resource(kind_name, codec.to_text(key))
+
+
+@lru_cache(maxsize=64)
+def _snapshots_of(snapshotter: bytes) -> str:
+    return f"snapshots/{codec.to_text(snapshotter)}"

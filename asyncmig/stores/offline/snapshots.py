@@ -78,7 +78,7 @@ class OfflineSnapshots:
     def _stat_many(self, checkpoint: Checkpoint, names: Sequence[str]) -> list[SnapshotInfo | None]:
         if names:
             self._check_place()
-        scan = self._scanned(checkpoint, self._progress, len(names))
+        scan = self._scanned(checkpoint, self._progress, names)
         for name in names if scan.faults else ():
             scan.check(name)
         return [scan.infos.get(name) for name in stepping(checkpoint, names)]
@@ -106,7 +106,7 @@ class OfflineSnapshots:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[SnapshotInfo]:
-        infos = self._scanned(checkpoint, no_progress, 0).infos.values()
+        infos = self._scanned(checkpoint).infos.values()
         return [info for info in stepping(checkpoint, infos) if info.root is not None or not rooted]
 
     async def views(self) -> list[SnapshotInfo]:
@@ -117,7 +117,7 @@ class OfflineSnapshots:
         return await in_thread(self._views)
 
     def _views(self, checkpoint: Checkpoint) -> list[SnapshotInfo]:
-        scan = self._scanned(checkpoint, no_progress, 0)
+        scan = self._scanned(checkpoint)
         views = [info for info in stepping(checkpoint, scan.infos.values()) if info.kind is Kind.VIEW]
         for info in views if scan.faults else ():
             scan.check(info.name)
@@ -125,13 +125,17 @@ class OfflineSnapshots:
 
     # -- reading both databases
 
-    def _scanned(self, checkpoint: Checkpoint, progress: Progress, total: int) -> Scan[SnapshotInfo]:
-        with share_of(total, progress) as advance:
+    def _scanned(
+        self, checkpoint: Checkpoint, progress: Progress = no_progress, names: Sequence[str] = ()
+    ) -> Scan[SnapshotInfo]:
+        with share_of(len(names), progress) as advance:
             if self._scan is None:
-                self._scan = self._read(checkpoint, advance)
+                self._scan = self._read(checkpoint, advance, names)
         return self._scan
 
-    def _read(self, checkpoint: Checkpoint, progress: Progress) -> Scan[SnapshotInfo]:
+    def _read(self, checkpoint: Checkpoint, progress: Progress, names: Sequence[str]) -> Scan[SnapshotInfo]:
+        """Read everything.  Of strings that are equal, those in ``names`` above all, there is to be one only."""
+        shared = {name: name for name in stepping(checkpoint, names)}
         scan = Scan[SnapshotInfo]()
         self._backend_keys.clear()
         backend = self._read_backend(checkpoint, progress)
@@ -142,6 +146,7 @@ class OfflineSnapshots:
                 if tx is None or type(value) is not BucketValue:
                     continue
                 entry, name = read_contents(tx, value), codec.to_text(key)
+                name = shared.setdefault(name, name)
                 labels = nested_contents(tx, entry, LABELS)
                 scan.note(name, misshapen(entry, labels, path, "snapshot", key))
                 backend_key = entry.get(_NAME, b"")
@@ -151,7 +156,7 @@ class OfflineSnapshots:
                 scan.note(name, backend.faults.get(backend_key))
                 self._backend_keys.append(backend_key)
                 parent = codec.to_text(entry.get(_PARENT, b""))
-                scan.infos[name] = SnapshotInfo(name, kind, parent, root_label(labels))
+                scan.infos[name] = SnapshotInfo(name, kind, shared.setdefault(parent, parent), root_label(labels))
         return scan
 
     def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> _Backend:
@@ -197,7 +202,7 @@ class OfflineSnapshots:
         if not names or self._files.backend is None:
             return [False for _ in names]
         wanted = set(names)
-        scan = self._scanned(checkpoint, no_progress, 0)
+        scan = self._scanned(checkpoint)
         found = [(name, key) for name, key in zip(scan.infos, self._backend_keys, strict=True) if name in wanted]
         self._scan = None
         now, label_name = codec.now(), codec.to_bytes(label)
@@ -214,8 +219,8 @@ class OfflineSnapshots:
                 in_backend = {key: codec.to_bytes(value_of(name)) for name, key in found}.__getitem__
             backend_keys = sorted_in_steps([key for _, key in found])
             edit_buckets(backend_entries, stepping(checkpoint, backend_keys), _label_edit(backend, label_name, now, in_backend))
-        found_names = {name for name, _ in found}
-        return [name in found_names for name in names]
+        missing = wanted.difference(name for name, _ in found)
+        return [name not in missing for name in names]
 
 
 def _by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
