@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import TypeVar
@@ -91,9 +93,34 @@ def _call_soon() -> Callable[[Callable[[], None]], object]:
         return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+@contextmanager
+def _woken_by_signals() -> Iterator[None]:
+    """Wake the event loop when a signal arrives, so that its handler runs.
+
+    A signal that another thread receives, or this one in the moment before it waits, does not end asyncio's waiting, and Python
+    runs handlers in the main thread only.  asyncio sees to it for handlers of its own, trio for all.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+    ours, pythons = socket.socketpair()
+    with ours, pythons:
+        ours.setblocking(False)
+        pythons.setblocking(False)
+        loop.add_reader(ours, ours.recv, 4096)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)
+
+
 async def _run(function: Callable[[], Awaitable[T]], signals: _Signals) -> T:
     results: list[T] = []
-    with anyio.CancelScope() as scope:
+    with _woken_by_signals(), anyio.CancelScope() as scope:
         signals.cancelling(scope)
         try:
             results.append(await function())
