@@ -3,10 +3,11 @@
 >>> report = await asyncmig.migrate("/var/lib/buildkit/runc-overlayfs")  # doctest: +SKIP
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from asyncmig._version import __version__
-from asyncmig.api import Options, migrate, plan, rollback
-from asyncmig.auditing import verify
-from asyncmig.buildkit.metadata import IndexChange, RecordChange
+from asyncmig.api import Options, migrate, plan, rollback, verify
 from asyncmig.errors import (
     AsyncmigError,
     BucketError,
@@ -24,9 +25,27 @@ from asyncmig.errors import (
 )
 from asyncmig.migration.decisions import Decision, OnBroken
 from asyncmig.migration.findings import Finding, Verification
-from asyncmig.migration.plan import LabelChange, LeaseChange
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Counts, Notice, Outcome, Report
+
+if TYPE_CHECKING:
+    from asyncmig.buildkit.metadata import IndexChange, RecordChange
+    from asyncmig.migration.plan import LabelChange, LeaseChange
+
+_AT_FIRST_USE = {
+    "IndexChange": "asyncmig.buildkit.metadata",
+    "RecordChange": "asyncmig.buildkit.metadata",
+    "LabelChange": "asyncmig.migration.plan",
+    "LeaseChange": "asyncmig.migration.plan",
+}
+"""What a plan tells; its modules are loaded by then, and few programs ask for them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_AT_FIRST_USE[name]), name)
+
 
 __all__ = [
     "AsyncmigError",

@@ -1,32 +1,27 @@
-"""The public entry points that change a cache, or tell what would be changed."""
+"""The public entry points.
+
+What they need is imported at the first call, in a worker thread: it takes a tenth of a second, for which a command that only
+prints its version need not wait, and an event loop must not.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.keys import MAIN
-from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.daemons import look_at_finished
-from asyncmig.errors import AsyncmigError, DropLimitError, LayoutError, StoreError, StrPath, printable
-from asyncmig.layouts import Layout, check_reachable, find_layout
-from asyncmig.migration.cache import Cache, Policy
-from asyncmig.migration.completion import complete
-from asyncmig.migration.decisions import OnBroken
-from asyncmig.migration.journal import Journal, JournalFile, fingerprint
-from asyncmig.migration.pipeline import Pipeline
-from asyncmig.migration.plan import Change, changes
-from asyncmig.migration.progress import GuardedProgress, Progress, Stage
-from asyncmig.migration.report import Notice, Outcome, Report
-from asyncmig.migration.rollback import Rollback
+from asyncmig.errors import AsyncmigError, StrPath, printable
+from asyncmig.migration.decisions import OnBroken, Policy
+from asyncmig.migration.progress import Progress
 from asyncmig.migration.semantics import DEFAULT, SEMANTICS
-from asyncmig.opening import OpenStores, open_stores
-from asyncmig.paths import exists
-from asyncmig.preflight import check_room, expected_seconds, look_ahead
+
+if TYPE_CHECKING:
+    from asyncmig.migration.findings import Verification
+    from asyncmig.migration.plan import Change
+    from asyncmig.migration.report import Report
+    from asyncmig.runs import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,23 +77,6 @@ class Options:
         """What is wanted where a cache is not as it should be."""
         return Policy(OnBroken(self.on_broken), self.max_dropped, self.strip_leftovers)
 
-    def layout_of(self, path: StrPath) -> Layout:
-        """The cache at ``path``.  Blocking.  Raises :class:`LayoutError`."""
-        return find_layout(
-            path,
-            layout=self.layout,
-            snapshotter=self.snapshotter,
-            namespace=self.namespace,
-            containerd_root=self.containerd_root,
-            address=self.address,
-        )
-
-    def open_stores(self, layout: Layout, *, writable: bool, progress: Progress) -> AbstractAsyncContextManager[OpenStores]:
-        """The stores of the cache at ``layout``; see :func:`asyncmig.opening.open_stores`."""
-        return open_stores(
-            layout, writable=writable, concurrency=self.concurrency, patience=self.timeout, progress=progress.advance
-        )
-
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
     """Migrate the v1 cache at ``path`` in place; the buildkitd that uses it must be stopped.
@@ -113,7 +91,8 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     Cancellation takes effect at once and leaves everything as it was until the new database is complete; after that the rest
     is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
     """
-    return await _Run(path, options or Options(), progress).migrate(None)
+    run = await _run(path, options or Options(), progress)
+    return await run.migrate(None)
 
 
 async def plan(
@@ -129,7 +108,8 @@ async def plan(
     migration would refuse to begin is told in :attr:`Report.refused`, not raised.  Otherwise as :func:`migrate`; cancellation
     takes effect at once.
     """
-    return await _Run(path, replace(options or Options(), dry_run=True), progress).migrate(on_change)
+    run = await _run(path, replace(options or Options(), dry_run=True), progress)
+    return await run.migrate(on_change)
 
 
 async def rollback(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -140,206 +120,28 @@ async def rollback(path: StrPath, options: Options | None = None, *, progress: P
     its kind :class:`IncompleteRollbackError` means that a rerun completes the work, every other kind that nothing has changed.
     A cancellation takes effect at once until the first change, and after the last one.
     """
-    return await _Run(path, options or Options(), progress).rollback()
+    run = await _run(path, options or Options(), progress)
+    return await run.rollback()
 
 
-class _Run:
-    """One call of an entry point."""
+async def verify(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Verification:
+    """Check the v2 cache at ``path``, migrated or not, from end to end; the buildkitd that uses it must be stopped.
 
-    def __init__(self, path: StrPath, options: Options, progress: Progress | None) -> None:
-        options.check()
-        self._path = path
-        self._options = options
-        self._progress = GuardedProgress(progress or Progress())
+    Every record by the rules by which BuildKit loads it, its snapshot, blob and lease, chain IDs, the index, and what nobody
+    owns.  Of the options, those count that tell where the cache is.  Nothing is changed, ever; works under asyncio and trio.
 
-    # -- migrate and plan
-
-    async def migrate(self, on_change: Callable[[Change], None] | None) -> Report:
-        options = self._options
-        layout = await in_thread(lambda _: options.layout_of(self._path))
-        report = self._report(layout)
-        if await in_thread(_is_finished, layout, report):
-            return await self._finish(layout, report)
-        async with AsyncExitStack() as stack:
-            opened = await self._open(stack, layout, report, writable=not options.dry_run)
-            layout = opened.layout
-            if await in_thread(_is_finished, layout, report):
-                return report  # another asyncmig was quicker, before the locks were taken
-            database = await stack.enter_async_context(_open_database(layout, options.dry_run))
-            note = database.note()
-            if note:
-                report.notices.append(Notice("meta-page", "", note))
-            cache = Cache(database, SEMANTICS[options.semantics], report, options.policy)
-            pipeline = Pipeline(cache, opened.stores, layout.v2, self._progress)
-            await pipeline.prepare()
-            if options.dry_run:
-                await self._tell(pipeline, opened, on_change)
-            else:
-                await in_thread(check_room, opened, report)
-                await pipeline.migrate()
-                report.outcome = Outcome.MIGRATED
-        return report
-
-    async def _tell(self, pipeline: Pipeline, opened: OpenStores, on_change: Callable[[Change], None] | None) -> None:
-        report = pipeline.cache.report
-        try:
-            pipeline.check_limit()
-            await in_thread(check_room, opened, report)
-        except (DropLimitError, StoreError) as error:
-            report.refused = str(error)
-        await in_thread(look_ahead, pipeline.cache.database, opened.layout, report)
-        if on_change is not None:
-            await in_thread(_tell_changes, pipeline, on_change)
-        report.seconds_expected = await in_thread(expected_seconds, pipeline, opened.layout)
-        report.outcome = Outcome.WOULD_MIGRATE
-
-    async def _finish(self, layout: Layout, report: Report) -> Report:
-        """What is left to be done about, or to be said of, a cache that has nothing to be migrated."""
-        if report.outcome is Outcome.NOTHING_TO_DO:
-            return report
-        file = JournalFile(layout.v2)
-        journal = await in_thread(lambda _: file.read())
-        if journal is not None:
-            layout = as_noted(layout, journal, self._options)
-        if journal is None or journal.is_complete or journal.is_rolling_back:
-            await look_at_finished(layout, journal, report)
-            return report
-        async with AsyncExitStack() as stack:
-            opened = await self._open(stack, layout, report, writable=not self._options.dry_run)
-            if self._options.dry_run:
-                text = "an earlier run was interrupted after it had published the new database; migrate removes the labels left"
-                report.notices.append(Notice("interrupted-before", "", text))
-                return report
-            await complete(journal, file, opened.stores, report, self._progress)
-            report.outcome = Outcome.COMPLETED
-        await look_at_finished(layout, journal, report)
-        return report
-
-    # -- rollback
-
-    async def rollback(self) -> Report:
-        options = self._options
-        layout = await in_thread(lambda _: options.layout_of(self._path))
-        report = self._report(layout)
-        async with AsyncExitStack() as stack:
-            journal = await in_thread(_journal_to_undo, layout)
-            report.semantics = journal.semantics
-            layout = as_noted(layout, journal, options)
-            await in_thread(lambda _: check_reachable(layout))
-            opened = await self._open(stack, layout, report, writable=not options.dry_run)
-            await stack.enter_async_context(_open_both(layout, options.dry_run))
-            journal = await in_thread(_journal_to_undo, layout)  # under the locks
-            undo = Rollback(journal, layout.v2, opened.stores, report, self._progress)
-            await in_thread(undo.count)
-            if options.dry_run:
-                report.outcome = Outcome.WOULD_ROLL_BACK
-            else:
-                await undo.run()
-                report.outcome = Outcome.ROLLED_BACK
-        return report
-
-    # -- both
-
-    def _report(self, layout: Layout) -> Report:
-        report = Report(Outcome.NOTHING_TO_DO, layout.directory, self._options.semantics, layout.name)
-        given = {"path": self._path, **asdict(self._options)}
-        report.arguments = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in given.items()}
-        return report
-
-    async def _open(self, stack: AsyncExitStack, layout: Layout, report: Report, *, writable: bool) -> OpenStores:
-        self._progress.stage(Stage.OPEN, None)
-        with report.timed(Stage.OPEN):
-            opened = await stack.enter_async_context(
-                self._options.open_stores(layout, writable=writable, progress=self._progress)
-            )
-        layout = opened.layout
-        report.snapshotter, report.namespace, report.edited = layout.snapshotter, layout.namespace, layout.edited
-        report.address, report.server = layout.address or "", opened.server
-        report.notices.extend(Notice("meta-page", "", note) for note in opened.notes)
-        return opened
+    Raises :class:`AsyncmigError`: :class:`LayoutError` if there is no v2 database, :class:`DatabaseLockedError` while a daemon
+    runs.  Cancellation takes effect at once.
+    """
+    auditing = await in_thread(lambda _: import_module("asyncmig.auditing"))
+    result: Verification = await auditing.verify(path, options or Options(), progress or Progress())
+    return result
 
 
-@asynccontextmanager
-async def _open_database(layout: Layout, dry_run: bool) -> AsyncIterator[MetadataDb]:
-    """The v1 database, exclusively, so that of two migrations at once the second one stops here."""
-    async with open_databases([layout.v1], exclusive=not dry_run) as opened:
-        _check_kind(opened[0])
-        yield opened[0]
+async def _run(path: StrPath, options: Options, progress: Progress | None) -> Run:
+    runs = await in_thread(lambda _: import_module("asyncmig.runs"))
+    run: Run = runs.Run(path, options, progress)
+    return run
 
 
-@asynccontextmanager
-async def _open_both(layout: Layout, dry_run: bool) -> AsyncIterator[None]:
-    """Both databases, locked against an old daemon and a new one."""
-    paths = await in_thread(lambda _: [path for path in (layout.v1, layout.v2) if exists(path)])
-    async with open_databases(paths, exclusive=not dry_run):
-        yield
-
-
-@asynccontextmanager
-async def open_databases(paths: list[str], *, exclusive: bool) -> AsyncIterator[list[MetadataDb]]:
-    """The databases at these paths, locked, until the end of the block.  Raises :class:`DatabaseError`."""
-    # Kept outside of the call: when the caller is cancelled in the last moment, a result would be lost.
-    opened: list[MetadataDb] = []
-
-    def open_them(_: Checkpoint) -> None:
-        for path in paths:
-            opened.append(MetadataDb.open(path, exclusive=exclusive))
-
-    try:
-        await in_thread(open_them)
-        yield opened
-    finally:
-        for database in opened:
-            database.close()
-
-
-def _check_kind(database: MetadataDb) -> None:
-    """Refuse other databases of the same name: a snapshotter has a metadata.db, too."""
-    if b"v1" in database.bucket_names and MAIN not in database.bucket_names:
-        raise LayoutError(
-            f"{printable(database.path)}: this is the database of a snapshotter or of containerd, not a cache; "
-            "name the worker directory (runc-overlayfs or the like)"
-        )
-
-
-def _tell_changes(checkpoint: Checkpoint, pipeline: Pipeline, on_change: Callable[[Change], None]) -> None:
-    for change in changes(checkpoint, pipeline):
-        on_change(change)
-
-
-def _is_finished(_: Checkpoint, layout: Layout, report: Report) -> bool:
-    """Whether there is nothing to be migrated; sets the outcome."""
-    if exists(layout.v2):
-        report.outcome = Outcome.ALREADY_MIGRATED
-        return True
-    return not exists(layout.v1)
-
-
-def as_noted(layout: Layout, journal: Journal, options: Options) -> Layout:
-    """The places as the migration had them, where the caller says nothing else."""
-    return replace(
-        layout,
-        snapshotter=options.snapshotter or journal.snapshotter,
-        namespace=options.namespace or journal.namespace or layout.namespace,
-    )
-
-
-def _journal_to_undo(_: Checkpoint, layout: Layout) -> Journal:
-    """The journal, if the migration can be undone.  Raises :class:`AsyncmigError` with the reason if not."""
-    journal = JournalFile(layout.v2).read()
-    where = printable(layout.directory)
-    if journal is None:
-        raise AsyncmigError(
-            f"{where}: there is no metadata_v2.db.journal: asyncmig has not migrated this cache, or it is rolled back already"
-        )
-    if not exists(layout.v1):
-        raise AsyncmigError(f"{where}: metadata.db is gone, so there is nothing to go back to")
-    if exists(layout.v2) and fingerprint(layout.v2) != journal.v2:
-        raise AsyncmigError(
-            f"{where}: metadata_v2.db has changed since the migration: a newer daemon has worked with it, and the old labels "
-            "would not protect what it has made. There is no way back but a backup of everything"
-        )
-    return journal
-
-
-__all__ = ["Options", "migrate", "plan", "rollback"]
+__all__ = ["Options", "migrate", "plan", "rollback", "verify"]

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from time import perf_counter, sleep
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from asyncmig.bolt.walk import Checkpoint
+if TYPE_CHECKING:
+    from asyncmig.bolt.walk import Checkpoint
 
 _YIELD_AFTER = 0.002
 """Seconds after which a worker thread lets go of the interpreter lock of its own accord.

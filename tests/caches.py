@@ -11,8 +11,9 @@ from pathlib import Path
 
 from asyncmig.bolt import Bucket, Db
 from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.migration.cache import Cache, Policy
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.completion import complete
+from asyncmig.migration.decisions import Policy
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress

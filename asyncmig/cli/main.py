@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import NoReturn, TextIO
 
 import click
 
 from asyncmig._version import __version__
-from asyncmig.cli.output import OutputError
-from asyncmig.cli.run import Interrupted
+from asyncmig.cli.errors import Interrupted, OutputError
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
 
 EXIT_FAILED = 1
@@ -31,23 +31,38 @@ Exit codes:
 """
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "migrate": "asyncmig.cli.migrate",
+    "plan": "asyncmig.cli.migrate",
+    "verify": "asyncmig.cli.verify",
+    "rollback": "asyncmig.cli.migrate",
+    "db": "asyncmig.cli.db",
+    "synth": "asyncmig.cli.synth",
+}
+
+
+class _Group(click.Group):
+    """Imports a command when it is asked for: all of them take as long as the rest of the start."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, in alphabetical order as click has it."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="asyncmig")
 def cli() -> None:
     """Migrate BuildKit v1 build caches (metadata.db) in place to v2.
 
     Stop the daemon that uses the cache first.
     """
-
-
-def _register() -> None:
-    from asyncmig.cli import db, migrate, synth, verify  # noqa: PLC0415  (they need `cli`)
-
-    for command in (migrate.plan, migrate.migrate, verify.verify, migrate.rollback, db.db, synth.synth):
-        cli.add_command(command)
-
-
-_register()
 
 
 def main() -> NoReturn:

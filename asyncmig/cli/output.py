@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-
-class OutputError(Exception):
-    """Standard output can't be written."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"cannot write to standard output: {cause}")
+from asyncmig.cli.errors import OutputError
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 
 import click
 
-from asyncmig.cli.run import Interrupted
+from asyncmig.cli.errors import Interrupted
 from asyncmig.errors import IncompleteMigrationError, IncompleteRollbackError, printable
 from asyncmig.migration.report import versions
 

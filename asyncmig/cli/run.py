@@ -14,16 +14,10 @@ from typing import TypeVar
 import anyio
 import click
 
+from asyncmig.cli.errors import Interrupted
+
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(Exception):
-    """A signal ended the command before it changed anything."""
-
-    def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"{received.name}: stopped, nothing was changed")
-        self.signal = received
 
 
 def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callable[[], None]) -> T:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import RecordError
-from asyncmig.migration.decisions import Action, Code, Decision, OnBroken
+from asyncmig.migration.decisions import Action, Code, Decision, OnBroken, Policy
 from asyncmig.migration.report import Notice, Report
 from asyncmig.migration.semantics import Semantics
 
@@ -17,19 +17,6 @@ ADVICE = (
 )
 """What to do about a broken record."""
 _FAIL_ADVICE = "--on-broken fail stops here; the default, repair, goes on"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the caller wants where a cache is not as it should be.
-
-    ``max_dropped``: percentage of all records that may be dropped.  ``strip_leftovers``: take v1's label from what belongs to
-    no record, too.
-    """
-
-    on_broken: OnBroken = OnBroken.REPAIR
-    max_dropped: float = 5.0
-    strip_leftovers: bool = False
 
 
 @dataclass(slots=True)

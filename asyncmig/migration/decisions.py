@@ -64,3 +64,16 @@ class Decision:
     record: str
     action: Action
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the caller wants where a cache is not as it should be.
+
+    ``max_dropped``: percentage of all records that may be dropped.  ``strip_leftovers``: take v1's label from what belongs to
+    no record, too.
+    """
+
+    on_broken: OnBroken = OnBroken.REPAIR
+    max_dropped: float = 5.0
+    strip_leftovers: bool = False

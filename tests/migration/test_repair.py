@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncmig.errors import DropLimitError, RecordError
-from asyncmig.migration.cache import Policy
-from asyncmig.migration.decisions import OnBroken
+from asyncmig.migration.decisions import OnBroken, Policy
 from asyncmig.migration.report import Report
 from asyncmig.migration.semantics import HARDENED, UPSTREAM
 from asyncmig.stores.memory import MemoryStores
