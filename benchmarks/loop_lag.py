@@ -106,7 +106,7 @@ def plot(results: list[Result], directory: Path) -> list[Path]:
         }
         for result in results
     }
-    return [plots.latency_histogram(directory / "loop-lag.svg", "turns of the event loop, by lateness in ms", shown)]
+    return [plots.latency_histogram(directory / "loop-lag.svg", "turns of the event loop, by how late they came", shown)]
 
 
 SUITE = Suite(NAME, measure, table, plot)

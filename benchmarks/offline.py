@@ -36,6 +36,9 @@ TITLES = {
 
 FULL_BASELINE = 10_000
 LARGE_FULL_BASELINE = 100_000
+STEADY = 10_000
+"""Records from which on it does not count what it takes to get going."""
+ESTIMATED = "estimated"
 LIMIT = 2_000
 """Records that the baseline commits where it does not commit all of them."""
 
@@ -127,7 +130,7 @@ def _run_baseline(cache: PreparedCache, rounds: _Rounds, records: int, limit: in
     }
     rounds.add(BASELINE, figures, {"seconds": {"read": report["fixed_seconds"], **phases}})
     if limit:
-        rounds.marks[BASELINE] = ["estimated"]
+        rounds.marks[BASELINE] = [ESTIMATED]
 
 
 def _set_aside(cache: PreparedCache) -> Path:
@@ -194,7 +197,7 @@ def _title(result: Result) -> str:
 
 def _faster_than_baseline(results: list[Result], result: Result) -> str:
     base = find(results, what=BASELINE, records=result.case["records"])
-    estimated = base is not None and "estimated" in base.marks
+    estimated = base is not None and ESTIMATED in base.marks
     if result is base:
         return "(time estimated)" if estimated else ""
     if "faster_than_baseline" not in result.figures:
@@ -217,7 +220,19 @@ def _stage_cell(result: Result, stage: str) -> str:
 
 def table_with_stages(results: list[Result]) -> str:
     """Both tables."""
-    return f"{table(results)}\n\nSeconds and CPU time a record, by stage:\n\n{stage_table(results)}"
+    parts = [table(results), *growth(results), "Seconds and CPU time a record, by stage:", stage_table(results)]
+    return "\n\n".join(parts)
+
+
+def growth(results: list[Result]) -> Iterator[str]:
+    """How the CPU time a record grows from the smallest to the largest size, leaving out those in which starting counts."""
+    for what in (HARDENED, UPSTREAM):
+        found = [result for result in results if result.is_case(what=what) and int(result.case["records"]) >= STEADY]
+        if len(found) > 1:
+            first, last = found[0], found[-1]
+            ratio = last.figures["cpu_us_a_record"] / first.figures["cpu_us_a_record"]
+            sizes = f"{first.case['records']:,} to {last.case['records']:,}"
+            yield f"From {sizes} records, {what} takes {ratio:.2f} times the CPU time a record."
 
 
 def plot(results: list[Result], directory: Path) -> list[Path]:
@@ -227,7 +242,8 @@ def plot(results: list[Result], directory: Path) -> list[Path]:
     lines: dict[str, list[tuple[float, float]]] = {}
     for result in results:
         point = (float(result.case["records"]), result.figures["records_a_second"])
-        lines.setdefault(_title(result).replace("`", ""), []).append(point)
+        name = ", ".join([_title(result).replace("`", ""), *(mark for mark in result.marks if mark == ESTIMATED)])
+        lines.setdefault(name, []).append(point)
     largest = max((int(result.case["records"]) for result in results), default=0)
     bars = {
         str(what): found.series["seconds"]

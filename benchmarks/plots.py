@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 mpl.rcParams |= {
     "svg.hashsalt": "asyncmig",  # without, the names of the elements differ from run to run
@@ -24,8 +25,7 @@ def against_size(path: Path, title: str, lines: Lines) -> Path:
     for name, points in lines.items():
         ordered = sorted(points)
         axes.plot([x for x, _ in ordered], [y for _, y in ordered], marker="o", markersize=3, linewidth=1.2, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_xlabel("records")
     return _save(figure, axes, path)
 
@@ -45,7 +45,7 @@ def stages(path: Path, title: str, bars: Mapping[str, Mapping[str, float]]) -> P
     return _save(figure, axes, path, beside=True)
 
 
-def latency_histogram(path: Path, title: str, buckets: Mapping[str, Mapping[float, float]]) -> Path:
+def latency_histogram(path: Path, title: str, buckets: Mapping[str, Mapping[float, float]], unit: str = "ms") -> Path:
     """A line for each name over its buckets: how many took at most so long (the bucket's upper bound), and more than the last.
 
     Both axes are logarithmic; buckets in which there is nothing are left out.
@@ -55,9 +55,8 @@ def latency_histogram(path: Path, title: str, buckets: Mapping[str, Mapping[floa
         filled = sorted((bound, count) for bound, count in counts.items() if count > 0)
         xs, ys = [bound for bound, _ in filled], [count for _, count in filled]
         axes.plot(xs, ys, marker="o", markersize=3, drawstyle="steps-pre", linewidth=1.2, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("at most")
+    _logarithmic(axes)
+    axes.set_xlabel(f"at most, in {unit}")
     return _save(figure, axes, path)
 
 
@@ -65,8 +64,19 @@ def _new(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
+    axes.set_axisbelow(True)
     axes.grid(visible=True, which="major", linewidth=0.3)
     return figure, axes
+
+
+def _logarithmic(axes: Axes) -> None:
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    if high / low < 100:  # too few powers of ten to read anything from
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def _save(figure: Figure, axes: Axes, path: Path, *, beside: bool = False) -> Path:
