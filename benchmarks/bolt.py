@@ -7,14 +7,13 @@ copy the file and sync it.
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Iterator
 
 from benchmarks import child
 from benchmarks.caches import PreparedCache
 from benchmarks.model import Result
 from benchmarks.suite import Column, Settings, Suite, label, markdown, medians, number, say
+from benchmarks.yardstick import copy_seconds
 
 NAME = "bolt"
 
@@ -26,7 +25,7 @@ def measure(settings: Settings) -> Iterator[Result]:
         figures, seconds, cpu = [], [], []
         for turn in settings.rounds():
             say(f"bolt: {records:,} records, round {turn + 1}")
-            copied = _copy_seconds(cache)
+            copied = copy_seconds([cache.pristine / "metadata.db"])
             used = _rebuild(cache)
             figures.append(_figures(used, records, copied))
             seconds.append(used.extra["seconds"])
@@ -59,19 +58,6 @@ def _rebuild(cache: PreparedCache) -> child.Usage:
         )
     finally:
         target.unlink(missing_ok=True)
-
-
-def _copy_seconds(cache: PreparedCache) -> float:
-    source, target = cache.pristine / "metadata.db", cache.pristine / "copied.db"
-    os.sync()
-    start = time.perf_counter()
-    subprocess.run(["cp", source, target], check=True)
-    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    os.fsync(fd)
-    os.close(fd)
-    seconds = time.perf_counter() - start
-    target.unlink()
-    return seconds
 
 
 def table(results: list[Result]) -> str:

@@ -11,9 +11,6 @@ The baseline takes minutes for large caches.  There it commits a part of the rec
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +21,7 @@ from benchmarks.caches import DATABASES, RESULTS, SNAPSHOTTER, PreparedCache, co
 from benchmarks.equality import require_equal
 from benchmarks.model import Result, find
 from benchmarks.suite import Column, Settings, Suite, grid, label, markdown, medians, number, say
+from benchmarks.yardstick import copy_seconds
 
 NAME = "offline"
 COPY, BASELINE, UPSTREAM, HARDENED = "copy", "baseline", "upstream", "hardened"
@@ -71,7 +69,7 @@ def _measure_size(settings: Settings, records: int, *, with_baseline: bool) -> I
     rounds = _Rounds()
     for turn in settings.rounds():
         say(f"offline: {records:,} records, round {turn + 1}")
-        rounds.add(COPY, {"seconds": copy_seconds(cache)})
+        rounds.add(COPY, {"seconds": copy_seconds([cache.pristine / name for name in DATABASES])})
         made: Path | None = None
         if with_baseline and (turn == 0 or records <= FULL_BASELINE):
             _run_baseline(cache, rounds, records, limit)
@@ -93,25 +91,6 @@ def _limit(settings: Settings, records: int) -> int:
     return limit if limit < records else 0
 
 
-def copy_seconds(cache: PreparedCache) -> float:
-    """Copy the three databases and sync them."""
-    target = cache.pristine.parent / "copied"
-    target.mkdir()
-    os.sync()
-    start = time.perf_counter()
-    for name in DATABASES:
-        out = target / name.replace("/", "-")
-        subprocess.run(["cp", cache.pristine / name, out], check=True)
-        fd = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(fd)
-        os.close(fd)
-    seconds = time.perf_counter() - start
-    for path in target.iterdir():
-        path.unlink()
-    target.rmdir()
-    return seconds
-
-
 def _run_baseline(cache: PreparedCache, rounds: _Rounds, records: int, limit: int) -> None:
     worker = cache.restored()
     command = [str(baseline.program("offline")), "-snapshotter", SNAPSHOTTER, "-limit", str(limit), str(worker)]
@@ -123,14 +102,15 @@ def _run_baseline(cache: PreparedCache, rounds: _Rounds, records: int, limit: in
     phases = {name: seconds * share for name, seconds in report["phases"].items()}
     figures = {
         "seconds": report["fixed_seconds"] + sum(phases.values()),
-        "cpu_us_a_record": report["cpu_seconds"] / report["committed"] * 1e6,
         "commits_a_record": report["commits"] / report["committed"],
         "peak_mb": report["peak_mb"],
         "anonymous_mb": anonymous,
     }
-    rounds.add(BASELINE, figures, {"seconds": {"read": report["fixed_seconds"], **phases}})
     if limit:
         rounds.marks[BASELINE] = [ESTIMATED]
+    else:
+        figures["cpu_us_a_record"] = report["cpu_seconds"] / records * 1e6
+    rounds.add(BASELINE, figures, {"seconds": {"read": report["fixed_seconds"], **phases}})
 
 
 def _set_aside(cache: PreparedCache) -> Path:

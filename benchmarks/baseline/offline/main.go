@@ -81,6 +81,7 @@ func migrate(worker, namespace, snapshotter string, limit int) (report, error) {
 		}
 		phases[phase.name] = time.Since(begin).Seconds()
 	}
+	phases["views"] -= m.listing
 	if err := m.close(); err != nil {
 		return report{}, err
 	}
@@ -91,7 +92,7 @@ func migrate(worker, namespace, snapshotter string, limit int) (report, error) {
 		Records:   len(m.items),
 		Committed: len(m.chosen),
 		Commits:   m.commits,
-		Fixed:     fixed,
+		Fixed:     fixed + m.listing,
 		Phases:    phases,
 		CPU:       cpuSeconds(),
 		PeakMB:    peakMB(),

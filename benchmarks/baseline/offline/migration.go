@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -22,6 +23,9 @@ type migration struct {
 	byID     map[string]*item
 	chosen   []*item
 	isChosen map[string]bool
+
+	// listing is how many seconds were spent on looking for all views, which takes the same for a part of the records.
+	listing float64
 }
 
 // open copies the database of the records, opens all of them and reads all records.
@@ -314,10 +318,12 @@ func (m *migration) removeLabels() error {
 
 // removeViewLabels takes as large a part of the views as was chosen of the records.
 func (m *migration) removeViewLabels() error {
+	start := time.Now()
 	keys, err := m.views()
 	if err != nil {
 		return err
 	}
+	m.listing = time.Since(start).Seconds()
 	if len(m.items) > 0 {
 		keys = keys[:len(keys)*len(m.chosen)/len(m.items)]
 	}
