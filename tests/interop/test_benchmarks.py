@@ -13,7 +13,7 @@ import pytest
 from asyncmig.bolt import Db
 from asyncmig.synth import synthesize
 from benchmarks import baseline, loop_lag, memory
-from benchmarks.caches import RESULTS, PreparedCache, copy_databases
+from benchmarks.caches import DATABASES, RESULTS, PreparedCache, copy_databases
 from benchmarks.compare import compare
 from benchmarks.documents import insert
 from benchmarks.equality import DifferentError, require_equal
@@ -135,15 +135,25 @@ def test_live(place: str, containerd_factory: ContainerdFactory) -> None:
 # -- the baseline
 
 
+def require_same_migration(source: Path, tmp_path: Path) -> None:
+    made, ours = tmp_path / "made" / source.name, tmp_path / "ours" / source.name
+    for target in (made, ours):
+        copy_databases(source, target, DATABASES)
+    subprocess.run([baseline.program("offline"), made], check=True, stdout=subprocess.DEVNULL)
+    run("asyncmig", "migrate", str(ours), "--semantics", "upstream")
+    require_equal(made, ours, RESULTS)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_baseline_makes_what_we_make(tmp_path: Path, seed: int) -> None:
     need_go()
-    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=120, seed=seed, bare=True).directory)
-    ours = tmp_path / "ours" / "runc-overlayfs"
-    copy_databases(worker, ours, ("metadata.db", "containerdmeta.db", "snapshots/metadata.db"))
-    subprocess.run([baseline.program("offline"), worker], check=True, stdout=subprocess.DEVNULL)
-    run("asyncmig", "migrate", str(ours), "--semantics", "upstream")
-    require_equal(worker, ours, RESULTS)
+    made = synthesize(tmp_path / "runc-overlayfs", records=120, seed=seed, bare=True)
+    require_same_migration(Path(made.directory), tmp_path)
+
+
+def test_the_baseline_makes_what_we_make_of_a_real_cache(tmp_path: Path, real_cache: Path) -> None:
+    need_go()
+    require_same_migration(real_cache / "runc-overlayfs", tmp_path)
 
 
 def test_what_differs_is_noticed(tmp_path: Path) -> None:

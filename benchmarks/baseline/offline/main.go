@@ -4,7 +4,7 @@
 // It is the baseline of benchmarks/offline.py, and its result is compared with that of asyncmig, key for
 // key.  The order of calls is that of MigrateV2 (cache/migrate_v2.go of moby/buildkit v0.27.1), the
 // changes of each are those of containerd's metadata, leases and snapshot stores.  What those do besides,
-// such as checking arguments, is left out: the baseline is rather too fast than too slow.
+// such as checking arguments, is left out.
 //
 // Only bbolt's stable API is used, so that it compiles with 1.3.6 (Debian 12) and with later releases.
 package main
