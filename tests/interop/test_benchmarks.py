@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,12 +13,14 @@ import pytest
 
 from asyncmig.bolt import Db
 from asyncmig.synth import synthesize
-from benchmarks import baseline, loop_lag, memory
+from benchmarks import baseline, documents, loop_lag, memory
+from benchmarks.__main__ import SUITES
 from benchmarks.caches import DATABASES, RESULTS, PreparedCache, copy_databases
 from benchmarks.compare import compare
 from benchmarks.documents import insert
 from benchmarks.equality import DifferentError, require_equal
 from benchmarks.model import Result, Run, load
+from benchmarks.suite import Suite
 from tests.conftest import missing
 from tests.interop.conftest import ContainerdFactory
 
@@ -218,6 +221,21 @@ def test_insert(tmp_path: Path) -> None:
     assert document.read_text() == "a\n<!-- benchmarks/bolt.py -->\nnew \\1\n<!-- /benchmarks/bolt.py -->\nb\n"
     with pytest.raises(ValueError, match=r"startup\.py"):
         insert(document, "startup", "")
+
+
+def test_the_documents_have_a_place_for_every_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("README", "PERFORMANCE"):
+        source: Path = getattr(documents, name)
+        monkeypatch.setattr(documents, name, Path(shutil.copy(source, tmp_path)))
+    monkeypatch.setattr(documents, "describe", lambda machine, versions: "A machine.")
+    suites = [Suite(suite.name, suite.measure, lambda results: f"table of {results[0].suite}") for suite in SUITES]
+    found = example(1.0)
+    found.results = [Result(suite.name, {"what": "upstream", "records": 10}, {"seconds": 1.0}) for suite in suites]
+    documents.write(found, suites)
+    text = documents.PERFORMANCE.read_text()
+    for suite in suites:
+        assert f"<!-- benchmarks/{suite.name}.py -->\nA machine.\n\ntable of {suite.name}\n<!-- /" in text
+    assert "| 10 | upstream | 1.00 |" in documents.README.read_text()
 
 
 def test_fit() -> None:
