@@ -97,8 +97,9 @@ def _measure_live(settings: Settings, run: Run) -> None:
 
 
 def _show(run: Run, suites: list[Suite]) -> None:
-    print(describe(run.machine, run.versions))
-    print(f"Load average {run.load_before[0]} before, {run.load_after[0]} after.")
+    print(describe(run))
+    if run.load_before[0] > run.machine["cores"] / 2:
+        print("The machine was busy with something else before: don't trust the times.")
     for what in run.left_out:
         print(f"Left out: {what}.")
     for suite in suites:

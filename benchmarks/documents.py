@@ -26,7 +26,7 @@ def write(run: Run, suites: list[Suite]) -> None:
         if not results:
             continue
         pictures = suite.plot(results, PLOTS) if suite.plot else []
-        parts = [describe(run.machine, run.versions), suite.table(results)]
+        parts = [describe(run), suite.table(results)]
         parts += [f"![{path.stem}](plots/{path.name})" for path in pictures]
         insert(PERFORMANCE, suite.name, "\n\n".join(parts))
         if suite.name in GISTS:

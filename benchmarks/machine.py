@@ -15,6 +15,7 @@ from typing import Any
 
 from asyncmig import __version__
 from benchmarks import baseline
+from benchmarks.model import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,13 +82,15 @@ def sync_seconds(directory: Path, count: int = 200) -> float:
     return statistics.median(times)
 
 
-def describe(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    """Both as a sentence."""
+def describe(run: Run) -> str:
+    """What a run was made on, as two sentences."""
+    machine, versions = run.machine, run.versions
     tools = "".join(f", {name} {versions[name]}" for name in ("go", "bbolt", "containerd") if name in versions)
     return (
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_mb'] / 1024:.0f} GB, Linux {machine['kernel']}, "
         f"{machine['file_system']} (a sync of 4 KiB takes {machine['sync_us']:.0f} µs), Python {versions['python']}{tools}; "
-        f"asyncmig {versions['asyncmig']}{' at ' + versions['commit'] if versions.get('commit') else ''}."
+        f"asyncmig {versions['asyncmig']}{' at ' + versions['commit'] if versions.get('commit') else ''}. "
+        f"Load average {run.load_before[0]} before, {run.load_after[0]} after."
     )
 
 

@@ -227,7 +227,7 @@ def test_the_documents_have_a_place_for_every_suite(tmp_path: Path, monkeypatch:
     for name in ("README", "PERFORMANCE"):
         source: Path = getattr(documents, name)
         monkeypatch.setattr(documents, name, Path(shutil.copy(source, tmp_path)))
-    monkeypatch.setattr(documents, "describe", lambda machine, versions: "A machine.")
+    monkeypatch.setattr(documents, "describe", lambda run: "A machine.")
     suites = [Suite(suite.name, suite.measure, lambda results: f"table of {results[0].suite}") for suite in SUITES]
     found = example(1.0)
     found.results = [Result(suite.name, {"what": "upstream", "records": 10}, {"seconds": 1.0}) for suite in suites]
