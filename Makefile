@@ -2,14 +2,15 @@
 # make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
 # make lint    ruff and mypy
 # make protos  compile protos/ anew
-# make bench   measure offline migrations, on this machine
-# make bench-live   measure live ones, against a containerd of its own (as root)
+# make bench   measure everything on this machine, in about five minutes; BENCH_ARGS has options of python -m benchmarks
+# make bench-large  the same with 100,000 records for the baseline, too, and a million for us
+# make bench-live   measure live migrations thoroughly, against a containerd of its own (as root)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format protos bench bench-live tools clean
+.PHONY: demo test lint format protos bench bench-large bench-live tools clean
 
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
@@ -29,8 +30,11 @@ format: $(VENV)/.ready-dev
 protos: $(VENV)/.ready-dev
 	$(BIN)/python scripts/compile_protos.py asyncmig/stores/containerd/_pb
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.offline $(BENCH_ARGS)
+bench: $(VENV)/.ready-dev tools
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-large: $(VENV)/.ready-dev tools
+	$(BIN)/python -m benchmarks --large $(BENCH_ARGS)
 
 bench-live: $(VENV)/.ready-dev tools
 	$(BIN)/python -m benchmarks.live $(BENCH_ARGS)
@@ -43,7 +47,7 @@ $(VENV)/.ready: pyproject.toml scripts/setup
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml scripts/setup
-	scripts/setup $(PYTHON) $(VENV) "[trio,dev]"
+	scripts/setup $(PYTHON) $(VENV) "[trio,dev,bench]"
 	touch $@ $(VENV)/.ready
 
 clean:
