@@ -7,7 +7,7 @@ succeeded.  Each of its steps can be repeated, so a run after an interruption co
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -29,7 +29,7 @@ from asyncmig.migration.chains import compute_chains
 from asyncmig.migration.decisions import Action, Code, OnBroken
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.protect import LeasePlan, plan_leases, protect, verify
+from asyncmig.migration.protect import LeasePlan, PlannedLeases, plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, release
 from asyncmig.migration.repair import resolve_and_repair
@@ -48,13 +48,13 @@ class Pipeline:
         self.stores = stores
         self.target = target
         self.progress = progress
-        self.leases = LeasePlan()
+        self.leases = LeasePlan(PlannedLeases({}, ""))
         self.release = ReleasePlan()
         self._new: NewDatabase | None = None
         self._file = JournalFile(target)
         self._earlier: Journal | None = None  # of an interrupted run
         self._read_count = self._snapshots = 0  # records as they were read, and how many of them are looked up among snapshots
-        self._doubtful: list[Lease] = []  # leases that are to be read back
+        self._doubtful: Sequence[Lease] = ()  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
 
     # -- what changes nothing
@@ -187,7 +187,7 @@ class Pipeline:
             snapshotter=self.stores.snapshots.snapshotter,
             v1=fingerprint(cache.database.path),
             v2=fingerprint(self._new.path),
-            leases={lease.id: plan.before.get(lease.id) for lease in plan.leases},
+            leases={lease_id: plan.before.get(lease_id) for lease_id in plan.leases.ids},
             foreign=set(plan.left_alone),
             snapshots=dict(self.release.snapshot_roots),
             blobs=dict(self.release.blob_roots),
@@ -240,7 +240,7 @@ class Pipeline:
             )
         if vanished.snapshots or vanished.blobs:
             leases = self.leases
-            vanished.report(self.cache, {*leases.left_alone, *(lease.id for lease in leases.leases)})
+            vanished.report(self.cache, {*leases.left_alone, *leases.leases.ids})
 
     @asynccontextmanager
     async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:

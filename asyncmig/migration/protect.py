@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import overload
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.record import Record
@@ -19,8 +21,51 @@ FLAT = "containerd.io/gc.flat"
 """Label of a lease whose resources don't protect what their labels refer to (containerd ``metadata/gc.go``)."""
 
 
-_READ_BACK = 8192
-"""Leases that are read back at a time: all at once take as much memory as everything before."""
+_READ_BACK = 1024
+"""Leases that are read back at a time: few enough to be gone before Python's garbage collector takes them for long-lived."""
+
+
+class PlannedLeases(Sequence[Lease]):
+    """Leases that are put together when they are asked for.
+
+    As objects of their own those of a large cache would take more memory than its records, and Python's garbage collector
+    would go through all of them again and again, while the event loop waits.
+    """
+
+    def __init__(self, labels: Mapping[str, str], snapshotter: str) -> None:
+        self._labels = labels
+        self._snapshotter = snapshotter
+        self.ids: list[str] = []
+        self._snapshots: list[str] = []
+        self._blobs: list[str] = []
+
+    def add(self, lease_id: str, snapshot: str, blob: str) -> None:
+        """Add a lease on a snapshot and a blob, "" for none."""
+        self.ids.append(lease_id)
+        self._snapshots.append(snapshot)
+        self._blobs.append(blob)
+
+    def only(self, indices: Sequence[int]) -> PlannedLeases:
+        """Those with these indices."""
+        if len(indices) == len(self):
+            return self
+        chosen = PlannedLeases(self._labels, self._snapshotter)
+        for i in indices:
+            chosen.add(self.ids[i], self._snapshots[i], self._blobs[i])
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Lease: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Lease]: ...
+    def __getitem__(self, index: int | slice) -> Lease | list[Lease]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        resources = _resources(self._snapshotter, self._snapshots[index], self._blobs[index])
+        return Lease(self.ids[index], self._labels, resources)
 
 
 @dataclass(slots=True)
@@ -31,7 +76,7 @@ class LeasePlan:
     ``leases`` hold that are there, and ``before`` what those held before the first run that are not the work of one.
     """
 
-    leases: list[Lease] = field(default_factory=list)
+    leases: PlannedLeases
     left_alone: list[str] = field(default_factory=list)
     held: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
     before: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
@@ -46,15 +91,14 @@ async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> 
     """
     leases = await in_thread(_leases, cache, stores.snapshots.snapshotter)
     unneeded = [] if cache.semantics.leases_holders else await in_thread(_without_lease, cache, leases)
-    names = await in_thread(_names, leases)
-    existing = await stores.leases.list_many([*names, *unneeded])
-    await in_thread(_note_surplus, cache, existing[len(names) :])
-    return await in_thread(_plan, cache, leases, existing[: len(names)], journal)
+    existing = await stores.leases.list_many([*leases.ids, *unneeded])
+    await in_thread(_note_surplus, cache, existing[len(leases) :])
+    return await in_thread(_plan, cache, leases, existing[: len(leases)], journal)
 
 
-def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: list[Lease]) -> list[str]:
+def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: PlannedLeases) -> list[str]:
     """The records that need no lease, and those that are dropped."""
-    planned = {lease.id for lease in leases}
+    planned = set(leases.ids)
     return [record.id for record in stepping(checkpoint, cache.records) if record.id not in planned] + sorted(cache.dropped)
 
 
@@ -66,24 +110,27 @@ def _note_surplus(checkpoint: Checkpoint, cache: Cache, found: list[Lease | None
             cache.note("lease-surplus", lease.id, text)
 
 
-def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> list[Lease]:
-    labels = {FLAT: rfc3339_nano(time.time_ns())}
-    leases = []
+def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> PlannedLeases:
+    leases = PlannedLeases({FLAT: rfc3339_nano(time.time_ns())}, snapshotter)
     for record in stepping(checkpoint, cache.records):
-        resources = resources_of(cache.semantics, record, snapshotter)
-        if resources:
-            leases.append(Lease(record.id, labels, resources))
+        snapshot = _leased_snapshot(cache.semantics, record)
+        if snapshot or record.blob:
+            leases.add(record.id, snapshot, record.blob)
     return leases
+
+
+def _leased_snapshot(semantics: Semantics, record: Record) -> str:
+    return record.snapshot if semantics.leases_holders or not record.is_holder else ""
 
 
 def resources_of(semantics: Semantics, record: Record, snapshotter: str) -> tuple[Resource, ...]:
     """What the lease of a record is to hold; none if it needs no lease."""
-    resources = []
-    if semantics.leases_holders or not record.is_holder:
-        resources.append(Resource(_snapshots_of(snapshotter), record.snapshot))
-    if record.blob:
-        resources.append(Resource("content", record.blob))
-    return tuple(resources)
+    return _resources(snapshotter, _leased_snapshot(semantics, record), record.blob)
+
+
+def _resources(snapshotter: str, snapshot: str, blob: str) -> tuple[Resource, ...]:
+    held = (Resource(_snapshots_of(snapshotter), snapshot),) if snapshot else ()
+    return (*held, Resource("content", blob)) if blob else held
 
 
 @lru_cache(maxsize=8)
@@ -92,26 +139,24 @@ def _snapshots_of(snapshotter: str) -> str:
     return f"snapshots/{snapshotter}"
 
 
-def _names(_: Checkpoint, leases: list[Lease]) -> list[str]:
-    return [lease.id for lease in leases]
-
-
 def _plan(
-    checkpoint: Checkpoint, cache: Cache, leases: list[Lease], existing: list[Lease | None], journal: Journal | None
+    checkpoint: Checkpoint, cache: Cache, leases: PlannedLeases, existing: list[Lease | None], journal: Journal | None
 ) -> LeasePlan:
-    plan = LeasePlan()
-    for lease, found in stepping(checkpoint, zip(leases, existing, strict=True)):
-        if found is None or (journal is not None and journal.is_ours(lease.id)):
-            plan.leases.append(lease)
+    plan, chosen = LeasePlan(leases), []
+    for i, found in enumerate(stepping(checkpoint, existing)):
+        lease_id = leases.ids[i]
+        if found is None or (journal is not None and journal.is_ours(lease_id)):
+            chosen.append(i)
             if found is not None:
-                plan.held[lease.id] = found.resources
+                plan.held[lease_id] = found.resources
         elif cache.semantics.completes_existing_leases:
-            plan.leases.append(lease)
-            plan.held[lease.id] = found.resources
-            plan.before[lease.id] = found.resources if journal is None else journal.held_before(lease.id, found.resources)
+            chosen.append(i)
+            plan.held[lease_id] = found.resources
+            plan.before[lease_id] = found.resources if journal is None else journal.held_before(lease_id, found.resources)
         else:
-            plan.left_alone.append(lease.id)
-            _note_lacking(cache, lease, found)
+            plan.left_alone.append(lease_id)
+            _note_lacking(cache, leases[i], found)
+    plan.leases = leases.only(chosen)
     return plan
 
 
@@ -123,31 +168,31 @@ def _note_lacking(cache: Cache, lease: Lease, found: Lease) -> None:
         cache.note("lease-incomplete", lease.id, text)
 
 
-async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> list[Lease]:
+async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> PlannedLeases:
     """Make the leases; returns those that are to be read back."""
     outcomes = await store.protect_many(plan.leases)
     return await in_thread(_protected, cache, plan, outcomes)
 
 
-def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: list[Protected]) -> list[Lease]:
+def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: list[Protected]) -> PlannedLeases:
     counts, doubtful = cache.report.counts, []
-    for lease, outcome in stepping(checkpoint, zip(plan.leases, outcomes, strict=True)):
+    for i, outcome in enumerate(stepping(checkpoint, outcomes)):
         # A lease that was found is not new, though a store whose answer got lost may take its own first attempt for its maker.
-        counts.leases_created += outcome.is_new and lease.id not in plan.held
+        counts.leases_created += outcome.is_new and plan.leases.ids[i] not in plan.held
         if not outcome.confirmed:
-            doubtful.append(lease)
+            doubtful.append(i)
     counts.leases_existing = len(plan.left_alone) + len(outcomes) - counts.leases_created
-    return doubtful
+    return plan.leases.only(doubtful)
 
 
-async def verify(leases: list[Lease], store: LeaseStore) -> None:
+async def verify(leases: Sequence[Lease], store: LeaseStore) -> None:
     """Read the leases back.  Raises :class:`StoreError` if one is missing or lacks a resource."""
     for start in range(0, len(leases), _READ_BACK):
         part = leases[start : start + _READ_BACK]
-        await in_thread(_compare, part, await store.list_many(await in_thread(_names, part)))
+        await in_thread(_compare, part, await store.list_many([lease.id for lease in part]))
 
 
-def _compare(checkpoint: Checkpoint, leases: list[Lease], stored: list[Lease | None]) -> None:
+def _compare(checkpoint: Checkpoint, leases: Sequence[Lease], stored: list[Lease | None]) -> None:
     for lease, found in stepping(checkpoint, zip(leases, stored, strict=True)):
         if found is None:
             raise StoreError(f"lease {printable(lease.id)} is not there although it was just created")

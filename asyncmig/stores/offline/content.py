@@ -59,9 +59,8 @@ class OfflineContent:
 
     def _info_many(self, checkpoint: Checkpoint, digests: Sequence[str]) -> list[ContentInfo | None]:
         scan = self._scanned(checkpoint, self._progress, digests)
-        for digest in digests if scan.faults else ():
-            scan.check(digest)
-        return [scan.infos.get(digest) for digest in stepping(checkpoint, digests)]
+        scan.check(digests)
+        return [scan.get(digest) for digest in stepping(checkpoint, digests)]
 
     async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
         """All blobs from one read transaction, in the order of containerd's Walk, which passes over what is no digest, too.
@@ -71,7 +70,7 @@ class OfflineContent:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[ContentInfo]:
-        infos = self._scanned(checkpoint).infos.values()
+        infos = self._scanned(checkpoint).all()
         wanted = (info for info in stepping(checkpoint, infos) if info.root is not None or not rooted)
         return [info for info in wanted if _DIGEST.fullmatch(info.digest)]
 
@@ -86,7 +85,7 @@ class OfflineContent:
     def _read(self, checkpoint: Checkpoint, progress: Progress, digests: Sequence[str]) -> Scan[ContentInfo]:
         """Read all blobs, whatever their names.  Of strings that are equal there is to be one only."""
         shared = {digest: digest for digest in stepping(checkpoint, digests)}
-        scan = Scan[ContentInfo]()
+        scan = Scan(ContentInfo)
         with view(self._files.metadata) as tx:
             blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
             for name, value in stepping(checkpoint, blobs.entries(), progress) if tx and blobs else ():
@@ -95,7 +94,7 @@ class OfflineContent:
                 entry, digest = read_contents(tx, value), codec.to_text(name)
                 digest = shared.get(digest, digest)
                 labels = nested_contents(tx, entry, LABELS)
-                scan.infos[digest] = ContentInfo(digest, codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
+                scan.facts[digest] = (codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
                 scan.note(digest, misshapen(entry, labels, self._files.metadata_path, "blob", name))
         return scan
 

@@ -6,33 +6,47 @@ keys costs less than to look up a fifth of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from asyncmig.errors import StoreError
 from asyncmig.stores.fanout import Progress
 
-Info = TypeVar("Info")
+Info_co = TypeVar("Info_co", covariant=True)
 
 
-@dataclass(slots=True)
-class Scan(Generic[Info]):
-    """All objects of a store in the order of their names, and what is wrong with those whose labels can't be changed."""
+class Scan(Generic[Info_co]):
+    """All objects of a store in the order of their names, and what is wrong with those whose labels can't be changed.
 
-    infos: dict[str, Info] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
+    What is known of each is kept as a tuple of numbers and strings, of which ``make`` makes an Info with the name: objects of
+    their own would be gone through by Python's garbage collector again and again, while the event loop waits.
+    """
+
+    def __init__(self, make: Callable[..., Info_co]) -> None:
+        self._make = make
+        self.facts: dict[str, tuple[int | str | None, ...]] = {}
+        self.faults: dict[str, str] = {}
+
+    def get(self, name: str) -> Info_co | None:
+        """What is known of the object; ``None`` if there is none."""
+        facts = self.facts.get(name)
+        return None if facts is None else self._make(name, *facts)
+
+    def all(self) -> Iterator[Info_co]:
+        """What is known of all objects."""
+        return (self._make(name, *facts) for name, facts in self.facts.items())
 
     def note(self, name: str, fault: str | None) -> None:
         """Note what is wrong with an object, if anything is."""
         if fault is not None:
             self.faults.setdefault(name, fault)
 
-    def check(self, name: str) -> None:
-        """Raise :class:`StoreError` if something is wrong with the object."""
-        if name in self.faults:
-            raise StoreError(self.faults[name])
+    def check(self, names: Iterable[str]) -> None:
+        """Raise :class:`StoreError` if something is wrong with one of the objects."""
+        for name in names if self.faults else ():
+            if name in self.faults:
+                raise StoreError(self.faults[name])
 
 
 @contextmanager

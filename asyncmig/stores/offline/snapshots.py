@@ -42,7 +42,7 @@ _INHERITED_LABEL = "containerd.io/snapshot.ref"
 class _Backend(NamedTuple):
     """What the snapshotter's database has: kinds by key, and what is wrong with those whose labels can't be changed."""
 
-    kinds: dict[bytes, Kind]
+    kinds: dict[bytes, int]
     faults: dict[bytes, str]
 
 
@@ -79,9 +79,8 @@ class OfflineSnapshots:
         if names:
             self._check_place()
         scan = self._scanned(checkpoint, self._progress, names)
-        for name in names if scan.faults else ():
-            scan.check(name)
-        return [scan.infos.get(name) for name in stepping(checkpoint, names)]
+        scan.check(names)
+        return [scan.get(name) for name in stepping(checkpoint, names)]
 
     def _check_place(self) -> None:
         """Refuse files, a namespace or a snapshotter that can't be the right ones: all snapshots would seem to be missing."""
@@ -106,7 +105,7 @@ class OfflineSnapshots:
         return await in_thread(self._list_all, rooted)
 
     def _list_all(self, checkpoint: Checkpoint, rooted: bool) -> list[SnapshotInfo]:
-        infos = self._scanned(checkpoint).infos.values()
+        infos = self._scanned(checkpoint).all()
         return [info for info in stepping(checkpoint, infos) if info.root is not None or not rooted]
 
     async def views(self) -> list[SnapshotInfo]:
@@ -118,9 +117,8 @@ class OfflineSnapshots:
 
     def _views(self, checkpoint: Checkpoint) -> list[SnapshotInfo]:
         scan = self._scanned(checkpoint)
-        views = [info for info in stepping(checkpoint, scan.infos.values()) if info.kind is Kind.VIEW]
-        for info in views if scan.faults else ():
-            scan.check(info.name)
+        views = [info for info in stepping(checkpoint, scan.all()) if info.kind is Kind.VIEW]
+        scan.check(info.name for info in views)
         return views
 
     # -- reading both databases
@@ -136,7 +134,7 @@ class OfflineSnapshots:
     def _read(self, checkpoint: Checkpoint, progress: Progress, names: Sequence[str]) -> Scan[SnapshotInfo]:
         """Read everything.  Of strings that are equal, those in ``names`` above all, there is to be one only."""
         shared = {name: name for name in stepping(checkpoint, names)}
-        scan = Scan[SnapshotInfo]()
+        scan = Scan(_info)
         self._backend_keys.clear()
         backend = self._read_backend(checkpoint, progress)
         path = self._files.metadata_path
@@ -156,7 +154,7 @@ class OfflineSnapshots:
                 scan.note(name, backend.faults.get(backend_key))
                 self._backend_keys.append(backend_key)
                 parent = codec.to_text(entry.get(_PARENT, b""))
-                scan.infos[name] = SnapshotInfo(name, kind, shared.setdefault(parent, parent), root_label(labels))
+                scan.facts[name] = (kind, shared.setdefault(parent, parent), root_label(labels))
         return scan
 
     def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> _Backend:
@@ -203,7 +201,11 @@ class OfflineSnapshots:
             return [False for _ in names]
         wanted = set(names)
         scan = self._scanned(checkpoint)
-        found = [(name, key) for name, key in zip(scan.infos, self._backend_keys, strict=True) if name in wanted]
+        found, backend_keys = [], []
+        for name, key in stepping(checkpoint, zip(scan.facts, self._backend_keys, strict=True)):
+            if name in wanted:
+                found.append(name)
+                backend_keys.append(key)
         self._scan = None
         now, label_name = codec.now(), codec.to_bytes(label)
         # The inner transaction, the backend's, commits first, as in containerd.
@@ -211,15 +213,16 @@ class OfflineSnapshots:
             entries, backend_entries = metadata.path_bucket(*self._path), backend.path_bucket(VERSION, SNAPSHOTS)
             if entries is None or backend_entries is None:
                 return [False for _ in names]
-            ordered = (codec.to_bytes(name) for name, _ in stepping(checkpoint, found, self._progress))
+            ordered = map(codec.to_bytes, stepping(checkpoint, found, self._progress))
             edit_buckets(entries, ordered, _label_edit(metadata, label_name, now, value_of and _by_key(value_of)))
             # Only inherited labels reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
             in_backend = None
             if value_of is not None and (label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)):
-                in_backend = {key: codec.to_bytes(value_of(name)) for name, key in found}.__getitem__
-            backend_keys = sorted_in_steps([key for _, key in found])
-            edit_buckets(backend_entries, stepping(checkpoint, backend_keys), _label_edit(backend, label_name, now, in_backend))
-        missing = wanted.difference(name for name, _ in found)
+                values = {key: codec.to_bytes(value_of(name)) for name, key in zip(found, backend_keys, strict=True)}
+                in_backend = values.__getitem__
+            backend_ordered = stepping(checkpoint, sorted_in_steps(backend_keys))
+            edit_buckets(backend_entries, backend_ordered, _label_edit(backend, label_name, now, in_backend))
+        missing = wanted.difference(found)
         return [name not in missing for name in names]
 
 
@@ -241,10 +244,13 @@ def _label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], by
     return edit
 
 
-def _kind(entry: Contents) -> Kind:
+def _kind(entry: Contents) -> int:
     raw = entry.get(_KIND)
-    number = raw[0] if raw and type(raw) is bytes else 0
-    return _KINDS[number] if number < len(_KINDS) else Kind.UNKNOWN
+    return raw[0] if raw and type(raw) is bytes else 0
+
+
+def _info(name: str, kind: int, parent: str, root: str | None) -> SnapshotInfo:
+    return SnapshotInfo(name, _KINDS[kind] if kind < len(_KINDS) else Kind.UNKNOWN, parent, root)
 
 
 _KINDS = tuple(Kind)
