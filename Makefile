@@ -3,7 +3,7 @@
 # make lint    ruff and mypy
 # make protos  compile protos/ anew
 # make bench   measure offline migrations, on this machine
-# make bench-live   measure live ones, against a containerd of its own (as root)
+# make bench-live   measure live ones, against a containerd of its own (as root), beside containerd's client in Go
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +32,8 @@ protos: $(VENV)/.ready-dev
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.offline $(BENCH_ARGS)
 
-bench-live: $(VENV)/.ready-dev tools
+bench-live: $(VENV)/.ready-dev
+	scripts/install-tools bench
 	$(BIN)/python -m benchmarks.live $(BENCH_ARGS)
 
 tools:
