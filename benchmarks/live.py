@@ -46,10 +46,10 @@ from time import perf_counter
 from asyncmig.stores.containerd import client
 from benchmarks.latency import bucket_of
 attempt = client.Client._attempt
-async def counted(self, function, name, outage):
+async def counted(self, function, name, limit):
     start = perf_counter()
     try:
-        return await attempt(self, function, name, outage)
+        return await attempt(self, function, name, limit)
     finally:
         verb, _, about = name.partition(" ")
         if verb == "update":

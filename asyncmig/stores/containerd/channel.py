@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import anyio
 from grpclib.client import Channel, Handler
+from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.protocol import H2Protocol
 
 from asyncmig.stores.containerd._pb.containerd.services.content.v1 import UpdateResponse
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import CreateResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import UpdateSnapshotResponse
+from asyncmig.stores.containerd.unary import Headers, PendingCall, UnaryProtocol, request_headers
 
 _DECODED_IN_PLACE = 32 * 1024
 """Bytes of a reply from which on it is not decoded on the event loop: about four milliseconds' worth."""
@@ -47,24 +50,113 @@ class _Codec(CodecBase):
         return message_type.FromString(data)
 
 
+class _JoinedProtocol(H2Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+
+
+class _JoinedUnaryProtocol(UnaryProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+
+
+class _StreamChannel(Channel):
+    """grpclib's channel as it is, but for joined writes."""
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _JoinedProtocol(Handler(), self._config, self._h2_config)
+
+
 class ContainerdChannel(Channel):
-    """A channel to a unix socket.  It connects at the first call, and again after a connection was lost."""
+    """A channel to a unix socket.  It connects at the first call, and again after a connection was lost.
+
+    Calls with one request and one reply have a connection of their own (:mod:`asyncmig.stores.containerd.unary`); calls with
+    streams, and what that one does not take just now, are made on another one in grpclib's way.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path=path, codec=_Codec())
+        self.streams = _StreamChannel(path=path, codec=self._codec)
 
     @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection that nobody has ended."""
-        return bool(self._connected)
+    def is_broken(self) -> bool:
+        """Whether a connection has ended that was not remade yet."""
+        return any(
+            channel._protocol is not None and channel._protocol.handler.connection_lost  # type: ignore[attr-defined]
+            for channel in (self, self.streams)
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        self.streams.close()
 
     def _protocol_factory(self) -> H2Protocol:
-        return _Protocol(Handler(), self._config, self._h2_config)
+        return _JoinedUnaryProtocol(Handler(), self._config, self._h2_config)
+
+    def request(
+        self, name: str, cardinality: Cardinality, request_type: Any, reply_type: Any, *, metadata: Any = None, **limits: Any
+    ) -> Any:
+        """A call, to be entered."""
+        if cardinality is Cardinality.UNARY_UNARY and limits.get("deadline") is None:
+            return _UnaryCall(self, name, reply_type, metadata, limits.get("timeout"))
+        return self.streams.request(name, cardinality, request_type, reply_type, metadata=metadata, **limits)
 
 
-class _Protocol(H2Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+class _UnaryCall:
+    """A call in the way of grpclib's ``Stream``, as far as the stubs use it for one request and one reply."""
+
+    __slots__ = ("_call", "_channel", "_metadata", "_protocol", "_reply", "_reply_type", "_route", "_timeout")
+
+    def __init__(self, channel: ContainerdChannel, route: str, reply_type: Any, metadata: Any, timeout: float | None) -> None:
+        self._channel = channel
+        self._route = route
+        self._reply_type = reply_type
+        self._metadata = metadata
+        self._timeout = timeout
+        self._call: PendingCall | None = None
+        self._reply: Any = None
+
+    async def __aenter__(self) -> _UnaryCall:
+        return self
+
+    async def send_message(self, message: Any, *, end: bool) -> None:
+        """Send the request, the only one."""
+        data = self._channel._codec.encode(message, None)
+        protocol = self._channel._protocol
+        if protocol is None or protocol.handler.connection_lost or not self._start(protocol, data):  # type: ignore[attr-defined]
+            with anyio.fail_after(self._timeout):
+                if not self._start(await self._channel.__connect__(), data):
+                    self._reply = await self._in_grpclib_s_way(message)
+
+    def _start(self, protocol: H2Protocol, data: bytes) -> bool:
+        assert isinstance(protocol, UnaryProtocol)
+        self._protocol = protocol
+        key = (self._route, *self._metadata.items()) if self._metadata else self._route
+        self._call = protocol.start(self._headers, key, data, self._timeout)
+        return self._call is not None
+
+    def _headers(self) -> Headers:
+        channel, metadata = self._channel, tuple(self._metadata.items()) if self._metadata else ()
+        return request_headers(channel._scheme, channel._authority, self._route, metadata)
+
+    async def _in_grpclib_s_way(self, message: Any) -> Any:
+        request = self._channel.streams.request
+        async with request(
+            self._route, Cardinality.UNARY_UNARY, type(message), self._reply_type, metadata=self._metadata
+        ) as stream:
+            await stream.send_message(message, end=True)
+            return await stream.recv_message()
+
+    async def recv_message(self) -> Any:
+        """The reply."""
+        if self._call is None:
+            return self._reply
+        return self._channel._codec.decode(await self._call.reply, self._reply_type)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._call is not None:
+            self._protocol.release(self._call)
 
 
 class _JoinedWrites:
