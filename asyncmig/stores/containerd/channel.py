@@ -11,6 +11,7 @@ from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.protocol import H2Protocol
 
+from asyncmig.stores.containerd import messages
 from asyncmig.stores.containerd._pb.containerd.services.content.v1 import UpdateResponse
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import CreateResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import UpdateSnapshotResponse
@@ -31,7 +32,7 @@ class UndecodedReply:
 
     def decode(self) -> Any:
         """Decode it; in a worker thread."""
-        return self._message_type.FromString(self._data)
+        return messages.decode(self._data, self._message_type)
 
 
 class _Codec(CodecBase):
@@ -40,14 +41,14 @@ class _Codec(CodecBase):
     __content_subtype__ = "proto"
 
     def encode(self, message: Any, message_type: Any) -> bytes:
-        return bytes(message)
+        return messages.encode(message)
 
     def decode(self, data: bytes, message_type: Any) -> Any:
         if message_type in _IGNORED:
             return message_type()
         if len(data) > _DECODED_IN_PLACE:
             return UndecodedReply(data, message_type)
-        return message_type.FromString(data)
+        return messages.decode(data, message_type)
 
 
 class _JoinedProtocol(H2Protocol):
