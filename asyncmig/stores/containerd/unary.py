@@ -31,7 +31,7 @@ Headers = list[tuple[bytes, bytes]]
 _Received = dict[bytes, bytes]
 """Headers that have come, by name.  What is looked at comes once."""
 
-_DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 5, 8, 9
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 5, 8, 9
 _END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x4, 0x8, 0x20
 _CANCEL = 8
 _CONTENT_TYPES = (GRPC_CONTENT_TYPE.encode(), f"{GRPC_CONTENT_TYPE}+proto".encode())
@@ -245,7 +245,8 @@ class UnaryProtocol(H2Protocol):
                     self._frame(length_and_kind & 0xFF, flags, stream_id & _LAST_STREAM, data[begin:at])
                 else:
                     super().data_received(data[frame:at])
-                    self._read_settings()
+                    if length_and_kind & 0xFF == _SETTINGS:
+                        self._read_settings()
                 if self._is_closing():
                     return
         except (BadFrameError, HPACKError, IndexError, StructError) as error:
