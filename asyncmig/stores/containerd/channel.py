@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
 from grpclib.client import Channel, Handler
-from grpclib.const import Cardinality
+from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
 from asyncmig.stores.containerd import messages
-from asyncmig.stores.containerd._pb.containerd.services.content.v1 import UpdateResponse
+from asyncmig.stores.containerd._pb.containerd.services.content.v1 import ReadContentRequest, UpdateResponse
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import CreateResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import UpdateSnapshotResponse
-from asyncmig.stores.containerd.unary import Headers, PendingCall, UnaryProtocol, request_headers
+from asyncmig.stores.containerd.unary import Headers, PendingCall, UnaryProtocol, messages_in, request_headers
 
 _DECODED_IN_PLACE = 32 * 1024
 """Bytes of a reply from which on it is not decoded on the event loop: about four milliseconds' worth."""
@@ -71,8 +73,9 @@ class _StreamChannel(Channel):
 class ContainerdChannel(Channel):
     """A channel to a unix socket.  It connects at the first call, and again after a connection was lost.
 
-    Calls with one request and one reply have a connection of their own (:mod:`asyncmig.stores.containerd.unary`); calls with
-    streams, and what that one does not take just now, are made on another one in grpclib's way.
+    Calls with one request and a short answer have a connection of their own (:mod:`asyncmig.stores.containerd.unary`): all that
+    have one reply, and Read, which is asked here for some kilobytes only.  Lists, and what that connection does not take just
+    now, go grpclib's way on another one.
     """
 
     def __init__(self, path: str) -> None:
@@ -99,26 +102,36 @@ class ContainerdChannel(Channel):
         self, name: str, cardinality: Cardinality, request_type: Any, reply_type: Any, *, metadata: Any = None, **limits: Any
     ) -> Any:
         """A call, to be entered."""
-        if cardinality is Cardinality.UNARY_UNARY and limits.get("deadline") is None:
-            return _UnaryCall(self, name, reply_type, metadata, limits.get("timeout"))
+        has_short_answer = cardinality is Cardinality.UNARY_UNARY or request_type is ReadContentRequest
+        if has_short_answer and limits.get("deadline") is None:
+            return _ShortCall(self, name, cardinality, reply_type, metadata, limits.get("timeout"))
         return self.streams.request(name, cardinality, request_type, reply_type, metadata=metadata, **limits)
 
 
-class _UnaryCall:
-    """A call in the way of grpclib's ``Stream``, as far as the stubs use it for one request and one reply."""
+class _ShortCall:
+    """A call in the way of grpclib's ``Stream``, as far as the stubs use it for one request and a short answer."""
 
-    __slots__ = ("_call", "_channel", "_metadata", "_protocol", "_reply", "_reply_type", "_route", "_timeout")
+    __slots__ = ("_call", "_cardinality", "_channel", "_metadata", "_protocol", "_replies", "_reply_type", "_route", "_timeout")
 
-    def __init__(self, channel: ContainerdChannel, route: str, reply_type: Any, metadata: Any, timeout: float | None) -> None:
+    def __init__(
+        self,
+        channel: ContainerdChannel,
+        route: str,
+        cardinality: Cardinality,
+        reply_type: Any,
+        metadata: Any,
+        timeout: float | None,
+    ) -> None:
         self._channel = channel
         self._route = route
+        self._cardinality = cardinality
         self._reply_type = reply_type
         self._metadata = metadata
         self._timeout = timeout
         self._call: PendingCall | None = None
-        self._reply: Any = None
+        self._replies: Iterator[Any] | None = None
 
-    async def __aenter__(self) -> _UnaryCall:
+    async def __aenter__(self) -> _ShortCall:
         return self
 
     async def send_message(self, message: Any, *, end: bool) -> None:
@@ -128,7 +141,7 @@ class _UnaryCall:
         if protocol is None or protocol.handler.connection_lost or not self._start(protocol, data):  # type: ignore[attr-defined]
             with anyio.fail_after(self._timeout):
                 if not self._start(await self._channel.__connect__(), data):
-                    self._reply = await self._in_grpclib_s_way(message)
+                    self._replies = iter(await self._in_grpclib_s_way(message))
 
     def _start(self, protocol: H2Protocol, data: bytes) -> bool:
         assert isinstance(protocol, UnaryProtocol)
@@ -141,19 +154,36 @@ class _UnaryCall:
         channel, metadata = self._channel, tuple(self._metadata.items()) if self._metadata else ()
         return request_headers(channel._scheme, channel._authority, self._route, metadata)
 
-    async def _in_grpclib_s_way(self, message: Any) -> Any:
-        request = self._channel.streams.request
-        async with request(
-            self._route, Cardinality.UNARY_UNARY, type(message), self._reply_type, metadata=self._metadata
+    async def _in_grpclib_s_way(self, message: Any) -> list[Any]:
+        async with self._channel.streams.request(
+            self._route, self._cardinality, type(message), self._reply_type, metadata=self._metadata
         ) as stream:
             await stream.send_message(message, end=True)
-            return await stream.recv_message()
+            if self._cardinality is Cardinality.UNARY_UNARY:
+                return [await stream.recv_message()]
+            return [reply async for reply in stream]
 
     async def recv_message(self) -> Any:
-        """The reply."""
-        if self._call is None:
-            return self._reply
-        return self._channel._codec.decode(await self._call.reply, self._reply_type)
+        """The reply, or the next one; ``None`` if there is no more."""
+        if self._replies is None:
+            assert self._call is not None
+            found = messages_in(await self._call.reply)
+            if self._cardinality is Cardinality.UNARY_UNARY and len(found) != 1:
+                raise GRPCError(Status.INTERNAL, f"{len(found)} messages where one was to be")
+            self._replies = map(self._decode, found)
+        return next(self._replies, None)
+
+    def _decode(self, data: bytes) -> Any:
+        return self._channel._codec.decode(data, self._reply_type)
+
+    def __aiter__(self) -> _ShortCall:
+        return self
+
+    async def __anext__(self) -> Any:
+        reply = await self.recv_message()
+        if reply is None:
+            raise StopAsyncIteration
+        return reply
 
     async def __aexit__(self, *_: object) -> None:
         if self._call is not None:

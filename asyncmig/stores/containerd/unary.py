@@ -1,12 +1,12 @@
-"""One request, one reply: a short way through grpclib for the calls that a migration makes by the ten thousand.
+"""One request, one short answer: a short way through grpclib for the calls that a migration makes by the ten thousand.
 
 Made for grpclib 0.4.8 and 0.4.9 with h2 4.x.  What it stands on there, ``tests/stores/containerd/test_unary.py`` holds.
 
 grpclib and the HTTP/2 library below it take 200 microseconds of CPU time for such a call, in pure Python: states, events,
 header tuples and wake-ups for a life of a stream that here is always the same.  grpclib still makes the connection and remakes
 it, introduces itself, and deals with all that is about the connection as a whole: settings, pings, windows, its end.  Only the
-frames of streams are written and read here, on a connection that has no other streams.  Calls with streams, and requests that
-this connection does not take at once, go another way (:class:`asyncmig.stores.containerd.channel.ContainerdChannel`).
+frames of streams are written and read here, on a connection that has no other streams.  Calls with long answers, and requests
+that this connection does not take at once, go another way (:class:`asyncmig.stores.containerd.channel.ContainerdChannel`).
 
 A call is ended by its future.  So nothing is left in a task by a lost connection, other than where grpclib does it.
 """
@@ -81,27 +81,37 @@ class PendingCall:
             self.reply.set_exception(error)
 
     def finish(self, trailers: _Received) -> None:
-        """End it with its reply, or the error that the trailers tell."""
+        """End it with what it was answered, or the error that the trailers tell."""
         if self.reply.done():
             return
         try:
-            self.reply.set_result(_message(self.headers or trailers, trailers, self.parts))
+            self.reply.set_result(_body(self.headers or trailers, trailers, self.parts))
         except GRPCError as error:
             self.reply.set_exception(error)
 
 
-def _message(headers: _Received, trailers: _Received, parts: list[bytes]) -> bytes:
+def _body(headers: _Received, trailers: _Received, parts: list[bytes]) -> bytes:
     if headers.get(b":status") != b"200" or headers.get(b"content-type") not in _CONTENT_TYPES:
         raise _no_grpc(headers)
     if trailers.get(b"grpc-status") != b"0":
         raise _refused(trailers)
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    if len(data) < _PREFIX.size:
-        raise GRPCError(Status.INTERNAL, "an answer without a message")
-    compressed, length = _PREFIX.unpack_from(data)
-    if compressed or length != len(data) - _PREFIX.size:
-        raise GRPCError(Status.INTERNAL, "an answer that is not one message as it is")
-    return data[_PREFIX.size :]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def messages_in(body: bytes) -> list[bytes]:
+    """The messages that an answer consists of."""
+    found = []
+    at, end = 0, len(body)
+    while at < end:
+        if end - at < _PREFIX.size:
+            raise GRPCError(Status.INTERNAL, "an answer that ends within a message")
+        compressed, length = _PREFIX.unpack_from(body, at)
+        at += _PREFIX.size
+        if compressed or at + length > end:
+            raise GRPCError(Status.INTERNAL, "an answer whose messages are compressed or end too soon")
+        found.append(body[at : at + length])
+        at += length
+    return found
 
 
 def _no_grpc(headers: _Received) -> GRPCError:
@@ -122,7 +132,7 @@ def _refused(trailers: _Received) -> GRPCError:
 
 
 class UnaryProtocol(H2Protocol):
-    """A connection that carries unary calls, and nothing else."""
+    """A connection that carries calls whose answer is taken as a whole, and nothing else."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Introduce ourselves, as grpclib does it."""
