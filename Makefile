@@ -36,7 +36,8 @@ bench: $(VENV)/.ready-dev tools
 bench-large: $(VENV)/.ready-dev tools
 	$(BIN)/python -m benchmarks --large $(BENCH_ARGS)
 
-bench-live: $(VENV)/.ready-dev tools
+bench-live: $(VENV)/.ready-dev
+	scripts/install-tools bench
 	$(BIN)/python -m benchmarks.live $(BENCH_ARGS)
 
 tools:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from asyncmig.bolt import Db, dump
 from asyncmig.synth import synthesize
 from tests.interop.containerd import Containerd
 from tests.interop.livecache import containerd_root_from_worker
@@ -30,12 +32,27 @@ class Prepared:
         return cls(made.rename(directory / f"containerd-{SNAPSHOTTER}"), root)
 
     @contextmanager
-    def running(self, directory: Path) -> Iterator[tuple[Path, Containerd]]:
-        """A fresh copy in ``directory`` with its containerd running; gone at the end."""
-        worker = Path(shutil.copytree(self.worker, directory / self.worker.name))
-        root = Path(shutil.copytree(self.root, directory / "root"))
+    def copied(self, directory: Path) -> Iterator[tuple[Path, Path]]:
+        """A fresh copy of both in ``directory``, gone at the end."""
         try:
-            with Containerd(directory, root=root, automatic_gc=False) as daemon:
-                yield worker, daemon
+            worker = Path(shutil.copytree(self.worker, directory / self.worker.name))
+            yield worker, Path(shutil.copytree(self.root, directory / "root"))
         finally:
             shutil.rmtree(directory)
+
+    @contextmanager
+    def running(self, directory: Path) -> Iterator[tuple[Path, Containerd]]:
+        """A fresh copy in ``directory`` with its containerd running; gone at the end."""
+        with self.copied(directory) as (worker, root), Containerd(directory, root=root, automatic_gc=False) as daemon:
+            yield worker, daemon
+
+
+def state_of(root: Path) -> str:
+    """A digest of all that the databases of a stopped containerd say, but for the times at which they were told it."""
+    digest = hashlib.sha256()
+    for name in ("io.containerd.metadata.v1.bolt/meta.db", f"io.containerd.snapshotter.v1.{SNAPSHOTTER}/metadata.db"):
+        with Db.open(str(root / name)) as database:
+            for line in dump(database):
+                if not any(f'"k":"{key}"' in line for key in ("createdat", "updatedat")):
+                    digest.update(line.encode())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The baselines: programs in Go that do with the real bbolt what upstream's migration does, one commit for each call.
+"""Programs in Go that do what asyncmig does, to compare with: a directory here for each, with its sources.
 
 They are built when they are needed, once for each state of their sources and version of Go, below ``.build/`` beside this file.
 """
@@ -11,19 +11,37 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.interop.boltool import build_go_program, find_go
+from tests.interop.boltool import DEBIAN_GOPATH, build_go_program, find_go
 
 HERE = Path(__file__).parent
 BUILT = HERE / ".build"
+PACKAGES = {"live": {"github.com/containerd/containerd": "golang-github-containerd-containerd-dev"}}
+"""What a program is made of besides Go and bbolt, and the package of Debian that has it."""
 
 
-def unavailable() -> str | None:
-    """Why no baseline can be built here, ``None`` if they can."""
-    return find_go()
+class BaselineError(RuntimeError):
+    """A program of the baseline can't be built or run."""
+
+
+def unavailable(name: str = "offline") -> str | None:
+    """Why this program can't be built here, ``None`` if it can."""
+    problem = find_go()
+    if problem is not None:
+        return problem
+    for source, package in PACKAGES.get(name, {}).items():
+        if not (Path(DEBIAN_GOPATH) / "src" / source).is_dir():
+            return f"the sources of {source} are not installed ({package}); run scripts/install-tools bench as root"
+    return None
 
 
 def program(name: str) -> Path:
-    """The program whose sources are in the directory ``name`` here.  Raises :class:`BoltToolError` if they don't compile."""
+    """The program whose sources are in the directory ``name`` here.
+
+    Raises :class:`BaselineError` if something is missing, :class:`BoltToolError` if the sources don't compile.
+    """
+    problem = unavailable(name)
+    if problem is not None:
+        raise BaselineError(f"no Go baseline {name!r}: {problem}")
     source = HERE / name
     directory = BUILT / _fingerprint(source)
     if not (directory / name).exists():

@@ -6,19 +6,32 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from asyncmig.bolt import Db
+from asyncmig.stores.containerd._pb.containerd.services.content.v1 import Info, UpdateRequest
+from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
+    AddResourceRequest,
+    CreateRequest,
+    DeleteRequest,
+    Resource,
+)
+from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import StatSnapshotRequest
+from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.synth import synthesize
 from benchmarks import baseline, documents, loop_lag, memory
 from benchmarks.__main__ import SUITES
+from benchmarks.baseline import BaselineError
+from benchmarks.baseline.recording import as_call, in_phases
 from benchmarks.caches import DATABASES, RESULTS, PreparedCache, copy_databases
 from benchmarks.compare import compare
 from benchmarks.documents import insert
 from benchmarks.equality import DifferentError, require_equal
+from benchmarks.latency import Latencies, bucket_of
 from benchmarks.model import Result, Run, load
 from benchmarks.suite import Suite
 from tests.conftest import missing
@@ -126,13 +139,49 @@ def test_loop_lag_alone(args: list[str], containerd_factory: ContainerdFactory) 
     assert [line.split(" | ")[3] for line in lines[2:]] == ["idle", "migration"]
 
 
+LIVE = ("benchmarks.live", "--records", "30", "--concurrency", "1", "4", "--backend", "asyncio", "--on")
+
+
 @pytest.mark.parametrize("place", ["disk", "tmpfs"])
 def test_live(place: str, containerd_factory: ContainerdFactory) -> None:
-    rows = run("benchmarks.live", "--records", "30", "--concurrency", "1", "4", "--backend", "asyncio", "--on", place)
-    assert [row.split(" | ")[:4] for row in rows[2:]] == [
+    rows = run(*LIVE, place, "--without-go")
+    assert [row.split(" | ")[:4] for row in rows[2:4]] == [
         [f"| {place}", "30", "asyncio", "1"],
         [f"| {place}", "30", "asyncio", "4"],
     ]
+    assert [row.split(" | ")[3:6:2] for row in rows[7:] if " | create | " in row] == [["1", "30"], ["4", "30"]]
+
+
+def test_live_beside_the_go_client(containerd_factory: ContainerdFactory) -> None:
+    problem = baseline.unavailable("live")
+    if problem is not None:
+        pytest.skip(problem)  # it is for the benchmarks only, so that nothing requires it here
+    rows = run(*LIVE, "tmpfs")
+    assert [row.split(" | ")[6].endswith(" times") for row in rows[2:4]] == [True, True]
+
+
+def test_calls_are_replayed_in_phases_of_chains() -> None:
+    """Calls for one lease stay in order; what the pipeline does one after the other is not made at a time."""
+    one, two = [
+        [as_call(CreateRequest(id=name)), as_call(AddResourceRequest(id=name, resource=Resource(id="r", type="content")))]
+        for name in ("1", "2")
+    ]
+    stats = [as_call(StatSnapshotRequest(snapshotter="native", key=name)) for name in ("a", "b")]
+    updates = [as_call(UpdateRequest(info=Info(digest="d"), update_mask=FieldMask(paths=["labels.x"])))] * 2
+    recorded = [*stats, one[0], two[0], two[1], one[1], *updates]
+    assert in_phases(recorded) == [[[stats[0]], [stats[1]]], [one, two], [[updates[0]], [updates[1]]]]
+
+
+def test_a_call_that_the_go_client_does_not_know() -> None:
+    with pytest.raises(BaselineError, match="does not know DeleteRequest"):
+        as_call(DeleteRequest(id="x"))
+
+
+def test_percentiles_of_latencies() -> None:
+    counts: Counter[int] = Counter(bucket_of(microseconds / 1e6) for microseconds in [100] * 90 + [1000] * 9 + [10_000])
+    latencies = Latencies.of("create", counts)
+    assert latencies.calls == 100
+    assert [latencies.percentile(percent) for percent in (50, 90, 99, 100)] == [100, 100, 1000, 10_000]
 
 
 # -- the baseline

@@ -6,7 +6,8 @@ is simply asked again.  What grpclib makes of trouble is not gRPC's UNAVAILABLE:
 * a connection that is lost ends each call on it with ``StreamTerminatedError``;
 * then, until containerd listens again, connecting raises ``ConnectionRefusedError`` (killed, its socket is still there) or
   ``FileNotFoundError`` (ended in order);
-* it wakes a waiting call by cancelling its task, and never takes that back (see :func:`_take_back_cancellations`).
+* it wakes a waiting call by cancelling its task, and never takes that back (see :func:`_take_back_cancellations`); only those
+  that :mod:`asyncmig.stores.containerd.unary` makes are woken by their future.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast
 
@@ -46,8 +48,8 @@ _SHORTEST_CALL = 0.1
 class UnaryMethod(Protocol[Request_contra, Reply_co]):
     """A method of a generated stub with one reply."""
 
-    def __call__(self, message: Request_contra, /) -> Awaitable[Reply_co]:
-        """Call it."""
+    def __call__(self, message: Request_contra, /, *, timeout: float | None) -> Awaitable[Reply_co]:
+        """Call it; :class:`TimeoutError` if there is no answer within ``timeout`` seconds."""
         ...
 
 
@@ -103,9 +105,9 @@ class Limits:
 class Client:
     """The services of the containerd that listens at the socket ``address``, in one namespace.
 
-    Any number of calls may run at a time; they share a connection, which is made at the first call and again when it was
-    lost.  Must be made and used within one asyncio event loop.  A cancelled call resets its stream at once; whether a
-    write took effect is then open.
+    Any number of calls may run at a time.  They share a connection, two if some are streams; it is made at the first call and
+    again when it was lost.  Must be made and used within one asyncio event loop.  A cancelled call resets its stream at once;
+    whether a write took effect is then open.
     """
 
     def __init__(self, address: str, namespace: str, limits: Limits) -> None:
@@ -144,7 +146,8 @@ class Client:
         outage = _Outage(self, name)
         while True:
             try:
-                return await self._attempt(lambda: method(request), name, outage)
+                limit = outage.limit_of_call()
+                return await self._attempt(partial(method, request, timeout=limit), name, limit)
             except _UnreachableError as error:
                 await outage.wait(error)
             except AlreadyExistsError as error:
@@ -163,7 +166,7 @@ class Client:
             count = 0
             try:
                 async with aclosing(cast("AsyncGenerator[Reply]", method(request))) as replies:
-                    while (reply := await self._attempt(lambda: anext(replies, None), name, outage)) is not None:
+                    while (reply := await self._next(replies, name, outage.limit_of_call())) is not None:
                         count += 1
                         if count > furthest:  # or a list that always breaks at one place would be begun anew for ever
                             furthest = count
@@ -186,16 +189,24 @@ class Client:
             raise ContainerdError(self.address, name, "an answer without content")
         return part
 
-    async def _attempt(self, function: Callable[[], Awaitable[Reply]], name: str, outage: _Outage) -> Reply:
-        """Await ``function()`` within the limit of a call; what the libraries raise becomes an error of ours."""
+    async def _next(self, replies: AsyncGenerator[Reply], name: str, limit: float) -> Reply | None:
+        """The next of the answers to one call."""
+
+        async def within_limit() -> Reply | None:
+            with anyio.fail_after(limit):
+                return await anext(replies, None)
+
+        return await self._attempt(within_limit, name, limit)
+
+    async def _attempt(self, function: Callable[[], Awaitable[Reply]], name: str, limit: float) -> Reply:
+        """Await ``function()``, which keeps the limit; what the libraries raise becomes an error of ours."""
         task = asyncio.current_task()
         assert task is not None
         cancellations = task.cancelling()
-        limit = outage.limit_of_call()
         try:
             try:
-                with anyio.fail_after(limit):
-                    return await _decoded(await function())
+                reply = await function()
+                return cast("Reply", await _decoded(reply)) if isinstance(reply, UndecodedReply) else reply
             except Exception:
                 await _take_back_cancellations(task, cancellations)
                 raise
@@ -212,7 +223,7 @@ class Client:
         except UnicodeEncodeError as error:
             raise ContainerdError(self.address, name, "its API takes no names that are not UTF-8") from error
         except Exception as error:
-            if not self._channel.is_connected and not isinstance(error, OSError):
+            if self._channel.is_broken and not isinstance(error, OSError):
                 # A call that meets the end of a connection at the wrong moment finds grpclib half taken down.
                 raise _UnreachableError(f"the connection was lost ({type(error).__name__}: {error})") from error
             raise ContainerdError(self.address, name, f"{error} ({type(error).__name__})") from error
@@ -273,11 +284,9 @@ class _Outage:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
-async def _decoded(reply: Reply | UndecodedReply) -> Reply:
-    if isinstance(reply, UndecodedReply):
-        # What is decoded for nobody does no harm.
-        return cast("Reply", await anyio.to_thread.run_sync(reply.decode, abandon_on_cancel=True))
-    return reply
+async def _decoded(reply: UndecodedReply) -> Any:
+    # What is decoded for nobody does no harm.
+    return await anyio.to_thread.run_sync(reply.decode, abandon_on_cancel=True)
 
 
 async def _take_back_cancellations(task: asyncio.Task[object], before: int) -> None:

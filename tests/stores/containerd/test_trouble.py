@@ -362,13 +362,16 @@ class TestTasks:
         with Client(str(fake.address), "buildkit", Limits(outage=5)) as client:
             attempts = 0
 
-            async def stumble(message: StatSnapshotRequest) -> Any:
+            async def stumble(message: StatSnapshotRequest, **limit: Any) -> Any:
                 nonlocal attempts
                 attempts += 1
                 if attempts == 1:
                     raise AttributeError("_transport")
-                return await client.snapshots.stat(message)
+                return await client.snapshots.stat(message, **limit)
 
+            await self.stat(client)
+            assert client._channel._protocol is not None
+            client._channel._protocol.processor.close("cut")
             await client.call(stumble, StatSnapshotRequest(snapshotter="overlayfs", key="a"))
             assert attempts == 2
             attempts = 0  # now there is a connection, so it is no trouble with it
