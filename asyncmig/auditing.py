@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from time import perf_counter
 
 from asyncmig.api import Options
+from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, StrPath, printable
 from asyncmig.layouts import Layout, check_reachable
@@ -25,6 +26,7 @@ async def verify(path: StrPath, options: Options, progress: Progress) -> Verific
     layout = await in_thread(lambda _: _layout(path, options))
     result = Verification(layout.directory, layout.name)
     async with AsyncExitStack() as stack:
+        stack.enter_context(few_full_collections())
         progress.stage(Stage.OPEN, None)
         opened = await stack.enter_async_context(open_for(options, layout, writable=False, progress=progress))
         layout = opened.layout

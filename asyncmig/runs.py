@@ -11,6 +11,7 @@ from asyncmig.api import Options
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import in_thread
 from asyncmig.daemons import look_at_finished
 from asyncmig.errors import AsyncmigError, DropLimitError, LayoutError, StoreError, StrPath, printable
@@ -42,6 +43,10 @@ class Run:
 
     async def migrate(self, on_change: Callable[[Change], None] | None) -> Report:
         """See :func:`asyncmig.api.migrate`, and for a dry run :func:`asyncmig.api.plan`."""
+        with few_full_collections():
+            return await self._migrate(on_change)
+
+    async def _migrate(self, on_change: Callable[[Change], None] | None) -> Report:
         options = self._options
         layout = await in_thread(lambda _: layout_of(self._path, options))
         report = self._report(layout)
@@ -106,6 +111,10 @@ class Run:
 
     async def rollback(self) -> Report:
         """See :func:`asyncmig.api.rollback`."""
+        with few_full_collections():
+            return await self._rollback()
+
+    async def _rollback(self) -> Report:
         options = self._options
         layout = await in_thread(lambda _: layout_of(self._path, options))
         report = self._report(layout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,9 +30,6 @@ def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callab
     """
     if backend == "trio":
         _require_trio()
-    # The records of a large cache live long, and to look through all of them again and again for cycles takes a twentieth of
-    # the time.  This process has nothing else in it; in a program that embeds us it is that program's business.
-    gc.set_threshold(10_000, 10, 1_000)
     signals = _Signals(on_signal)
     try:
         return anyio.run(_run, function, signals, backend=backend)

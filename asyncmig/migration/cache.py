@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import RecordError
@@ -36,6 +37,20 @@ class Cache:
     malformed: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     dead_blobs: set[str] = field(default_factory=set)
+
+    def forget_records(self, checkpoint: Checkpoint) -> None:
+        """Drop the records: the tail needs leases and labels only, and would add to what is the most memory so far.
+
+        In parts, because to free everything at once holds the interpreter lock.
+        """
+        records, by_id = self.records, self.by_id
+        self.records, self.by_id = [], {}
+        while by_id:
+            checkpoint()
+            for _ in range(min(len(by_id), 1024)):
+                by_id.popitem()
+            del records[-1024:]
+        records.clear()
 
     def error(self, record: Record, cause: str) -> RecordError:
         """The error for a record that cannot be migrated."""

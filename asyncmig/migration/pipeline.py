@@ -155,8 +155,7 @@ class Pipeline:
     def _build(self, checkpoint: Checkpoint) -> None:
         # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
         self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
-        # The tail needs leases and labels only; without this it would add to what is the most memory so far.
-        self.cache.records, self.cache.by_id = [], {}
+        self.cache.forget_records(checkpoint)
 
     def _close(self, _: Checkpoint) -> None:
         if self._new is not None:
@@ -178,7 +177,7 @@ class Pipeline:
                     await in_thread(lambda _: self._file.remove())
             raise
 
-    def _write_journal(self, _: Checkpoint) -> None:
+    def _write_journal(self, checkpoint: Checkpoint) -> None:
         assert self._new is not None
         cache, plan = self.cache, self.leases
         journal = Journal(
@@ -194,7 +193,7 @@ class Pipeline:
         )
         if self._earlier is not None:
             journal.take_over(self._earlier)
-        self._file.write(journal)
+        self._file.write(journal, checkpoint)
 
     def _total(self, stage: Stage) -> int | None:
         match stage:
