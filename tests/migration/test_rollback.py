@@ -340,7 +340,7 @@ async def test_a_journal_that_cannot_be_written_stops_before_anything_changes(
 ) -> None:
     before = tree_state(worker)
 
-    def full(self: JournalFile, content: Journal) -> None:
+    def full(*_: object) -> None:
         raise AsyncmigError("No space left on device")
 
     monkeypatch.setattr(JournalFile, "write", full)

@@ -12,26 +12,14 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 
-from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets, read_contents, write_contents
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, StrPath, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import (
-    BLOB,
-    CONTENT,
-    LABELS,
-    VERSION,
-    LabelRemoval,
-    OfflineFiles,
-    label_values,
-    misshapen,
-    root_label,
-    set_label,
-    update,
-    view,
-)
+from asyncmig.stores.offline.entries import EntryReader, LabelRemoval, set_label
+from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, label_values, update, view
 from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo
 
@@ -87,15 +75,17 @@ class OfflineContent:
         shared = {digest: digest for digest in stepping(checkpoint, digests)}
         scan = Scan(ContentInfo)
         with view(self._files.metadata) as tx:
-            blobs = tx and tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
-            for name, value in stepping(checkpoint, blobs.entries(), progress) if tx and blobs else ():
-                if tx is None or type(value) is not BucketValue:
-                    continue
-                entry, digest = read_contents(tx, value), codec.to_text(name)
-                digest = shared.get(digest, digest)
-                labels = nested_contents(tx, entry, LABELS)
-                scan.facts[digest] = (codec.decode_varint(entry.get(_SIZE, b"")), root_label(labels))
-                scan.note(digest, misshapen(entry, labels, self._files.metadata_path, "blob", name))
+            blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB) if tx else None
+            if tx is None or blobs is None:
+                return scan
+            read = EntryReader(tx, self._files.metadata_path, "blob", _SIZE)
+            for key, value in stepping(checkpoint, blobs.entries(), progress):
+                if type(value) is BucketValue:
+                    (size,), root, fault = read(key, value)
+                    name = codec.to_text(key)
+                    name = shared.get(name, name)
+                    scan.facts[name] = (codec.decode_varint(size), root)
+                    scan.note(name, fault)
         return scan
 
     async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:

@@ -8,33 +8,22 @@ from contextlib import contextmanager
 
 from asyncmig.bolt import (
     Bucket,
-    BucketValue,
     Checkpoint,
-    Contents,
     Db,
     PageFile,
     Tx,
-    UniformEdit,
-    nested_contents,
     verify_pages,
-    write_contents,
 )
-from asyncmig.bolt.format import ELEMENT_SIZE, INLINE_PREFIX, encode_inline
 from asyncmig.bolt.walk import no_checkpoint
-from asyncmig.errors import BucketError, LayoutError, StoreError, StrPath, printable
+from asyncmig.errors import LayoutError, StoreError, StrPath, printable
 from asyncmig.paths import exists
-from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
-from asyncmig.stores.ports import GC_ROOT
+from asyncmig.stores.offline.codec import to_bytes, to_text
 
 VERSION = b"v1"
 SNAPSHOTS = b"snapshots"
 CONTENT = b"content"
 BLOB = b"blob"
 LEASES = b"leases"
-LABELS = b"labels"
-CREATED_AT = b"createdat"
-UPDATED_AT = b"updatedat"
-_GC_ROOT = to_bytes(GC_ROOT)
 _LONGEST_LABEL = 4096
 
 
@@ -159,40 +148,6 @@ def update(db: Db | None) -> Iterator[Tx]:
         yield tx
 
 
-def misshapen(entry: Contents, labels: Contents | None, path: str, kind: str, name: bytes) -> str | None:
-    """What is wrong with an entry that :func:`set_label` would fail on, or containerd when it does the same, or ``None``.
-
-    Meant for the reading stages: the labels go when leases have been made already, and a failure then would come again and
-    again.  ``path`` is the database, ``kind`` and ``name`` name the entry for the message.
-    """
-    cause = _misshapen(entry, labels)
-    if cause is None:
-        return None
-    entry_name = f"{printable(path)}: {kind} {printable(to_text(name))}"
-    return f"{entry_name}: {cause}; containerd never writes that, restore the file from a copy"
-
-
-def _misshapen(entry: Contents, labels: Contents | None) -> str | None:
-    for name in (CREATED_AT, UPDATED_AT):
-        if type(entry.get(name)) is BucketValue:
-            return f"{name.decode()} is a bucket where a time should be"
-    if labels is None:
-        return "labels is a value where a bucket should be" if LABELS in entry else None
-    if BucketValue not in map(type, labels.values()):
-        return None
-    nested = next(key for key, value in labels.items() if type(value) is BucketValue)
-    return f"label {printable(to_text(nested))} is a bucket where a value should be"
-
-
-def root_label(labels: Contents | None) -> str | None:
-    """Of an entry's labels the one that makes it a root of garbage collection, ``None`` if it has none.
-
-    As for containerd, an empty value is one, and what is a bucket is none.
-    """
-    value = labels.get(_GC_ROOT) if labels else None
-    return None if value is None or type(value) is BucketValue else to_text(value)
-
-
 def label_values(checkpoint: Checkpoint, values: Sequence[tuple[str, str]], label: str) -> dict[str, str]:
     """The value of the label for each name; of several the last one counts.
 
@@ -211,51 +166,3 @@ def _check_label(label: str, value: str) -> None:
     size = len(to_bytes(label)) + len(to_bytes(value))
     if size > _LONGEST_LABEL:
         raise StoreError(f"label {printable(label)}: name and value have {size} bytes, containerd allows {_LONGEST_LABEL}")
-
-
-def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -> None:
-    """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry; no ``value`` removes the label.
-
-    It rewrites both times and all labels, of which those with an empty value go, too.  The bucket of the labels is there
-    afterwards even if it is empty, and even if there was none before: a label to be removed is an entry without value in
-    the map that is written (containerd ``metadata/boltutil``).  Raises :class:`BucketError` for an entry that is misshapen.
-    """
-    labels = nested_contents(tx, entry, LABELS)
-    cause = _misshapen(entry, labels)
-    if cause is not None:
-        raise BucketError(cause)
-    entry.setdefault(CREATED_AT, ZERO_TIME)
-    entry[UPDATED_AT] = now
-    if labels is None:
-        labels = Contents()
-    labels[label] = value
-    if not all(labels.values()):
-        for key in [key for key, value in labels.items() if not value]:
-            del labels[key]
-    entry[LABELS] = write_contents(tx, labels)
-
-
-class LabelRemoval:
-    """:func:`set_label` without a value, for very many entries."""
-
-    def __init__(self, tx: Tx, label: bytes, now: bytes) -> None:
-        self._label = label
-        self._only_label = encode_inline([label], [b"?"], 0)[:_VALUE_SIZE_AT]
-        self._edit = UniformEdit(tx, lambda entry: set_label(tx, entry, label, b"", now), self._signature)
-
-    def __call__(self, value: BucketValue) -> BucketValue:
-        """Remove the label of the entry with this value; returns its new one."""
-        return self._edit(value)
-
-    def _signature(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool | None:
-        """Whether the entry has just this one label, with a value, or else none: one or the other is true of nearly all."""
-        if LABELS not in keys:
-            return False
-        labels = values[keys.index(LABELS)]
-        is_only = labels.startswith(self._only_label) and labels.startswith(self._label, _ONLY_KEY_AT)
-        return True if is_only and len(labels) > _ONLY_KEY_AT + len(self._label) else None
-
-
-_VALUE_SIZE_AT = INLINE_PREFIX + ELEMENT_SIZE - 4
-_ONLY_KEY_AT = INLINE_PREFIX + ELEMENT_SIZE
-"""In an inline bucket with one element, where the size of its value and where its key stand."""

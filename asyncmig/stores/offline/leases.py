@@ -17,7 +17,8 @@ from asyncmig.errors import BucketError, StoreError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import CONTENT, CREATED_AT, LABELS, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
+from asyncmig.stores.offline.entries import CREATED_AT, LABELS
+from asyncmig.stores.offline.files import CONTENT, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
 from asyncmig.stores.ports import Lease, Protected, Resource
 
 # Reading all leases back costs one transaction; it shows that what was written is what was meant.

@@ -9,26 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from asyncmig.bolt import BucketValue, Checkpoint, Contents, Tx, edit_buckets, nested_contents, read_contents, write_contents
+from asyncmig.bolt import BucketValue, Checkpoint, Tx, edit_buckets, read_contents, write_contents
 from asyncmig.bolt.contents import Edit
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.files import (
-    LABELS,
-    SNAPSHOTS,
-    VERSION,
-    LabelRemoval,
-    OfflineFiles,
-    label_values,
-    misshapen,
-    root_label,
-    set_label,
-    update,
-    view,
-)
+from asyncmig.stores.offline.entries import EntryReader, LabelRemoval, set_label
+from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, label_values, update, view
 from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import Kind, SnapshotInfo
 
@@ -137,40 +126,40 @@ class OfflineSnapshots:
         scan = Scan(_info)
         self._backend_keys.clear()
         backend = self._read_backend(checkpoint, progress)
-        path = self._files.metadata_path
         with view(self._files.metadata) as tx:
-            snapshots = tx and tx.path_bucket(*self._path)
-            for key, value in stepping(checkpoint, snapshots.entries()) if snapshots else ():
-                if tx is None or type(value) is not BucketValue:
+            snapshots = tx.path_bucket(*self._path) if tx else None
+            if tx is None or snapshots is None:
+                return scan
+            read = EntryReader(tx, self._files.metadata_path, "snapshot", _NAME, _PARENT)
+            for key, value in stepping(checkpoint, snapshots.entries()):
+                if type(value) is not BucketValue:
                     continue
-                entry, name = read_contents(tx, value), codec.to_text(key)
+                (backend_key, parent_key), root, fault = read(key, value)
+                name, parent = codec.to_text(key), codec.to_text(parent_key)
                 name = shared.setdefault(name, name)
-                labels = nested_contents(tx, entry, LABELS)
-                scan.note(name, misshapen(entry, labels, path, "snapshot", key))
-                backend_key = entry.get(_NAME, b"")
+                scan.note(name, fault)
                 kind = backend.kinds.get(backend_key)
                 if kind is None:
                     continue
                 scan.note(name, backend.faults.get(backend_key))
                 self._backend_keys.append(backend_key)
-                parent = codec.to_text(entry.get(_PARENT, b""))
-                scan.facts[name] = (kind, shared.setdefault(parent, parent), root_label(labels))
+                scan.facts[name] = (kind, shared.setdefault(parent, parent), root)
         return scan
 
     def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> _Backend:
         """The kinds of all snapshots in the snapshotter's database, those of other namespaces, too."""
         found = _Backend({}, {})
         with view(self._files.backend) as tx:
-            snapshots = tx and tx.path_bucket(VERSION, SNAPSHOTS)
-            for key, value in stepping(checkpoint, snapshots.entries(), progress) if snapshots else ():
-                if tx is None or type(value) is not BucketValue:
-                    continue
-                entry = read_contents(tx, value)
-                found.kinds[key] = _kind(entry)
-                labels = nested_contents(tx, entry, LABELS)
-                fault = misshapen(entry, labels, self._files.backend_path, "snapshot", key)
-                if fault is not None:
-                    found.faults[key] = fault
+            snapshots = tx.path_bucket(VERSION, SNAPSHOTS) if tx else None
+            if tx is None or snapshots is None:
+                return found
+            read = EntryReader(tx, self._files.backend_path, "snapshot", _KIND)
+            for key, value in stepping(checkpoint, snapshots.entries(), progress):
+                if type(value) is BucketValue:
+                    (kind,), _, fault = read(key, value)
+                    found.kinds[key] = kind[0] if kind else 0
+                    if fault is not None:
+                        found.faults[key] = fault
         return found
 
     # -- changing labels
@@ -242,11 +231,6 @@ def _label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], by
         return write_contents(tx, entry)
 
     return edit
-
-
-def _kind(entry: Contents) -> int:
-    raw = entry.get(_KIND)
-    return raw[0] if raw and type(raw) is bytes else 0
 
 
 def _info(name: str, kind: int, parent: str, root: str | None) -> SnapshotInfo:
