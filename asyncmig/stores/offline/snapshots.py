@@ -206,6 +206,7 @@ class OfflineSnapshots:
             if name in wanted:
                 found.append(name)
                 backend_keys.append(key)
+        self._progress(len(names) - len(found))  # the others are counted as they are changed
         self._scan = None
         now, label_name = codec.now(), codec.to_bytes(label)
         # The inner transaction, the backend's, commits first, as in containerd.
