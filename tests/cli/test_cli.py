@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from asyncmig.bolt import Db
@@ -100,6 +101,15 @@ def test_errors_name_file_and_cause_and_exit_with_1(worker: Path) -> None:
 def test_wrong_usage_exits_with_2(worker: Path) -> None:
     for args in (["migrate"], ["migrate", worker, "--semantics", "none"], ["migrate", worker, "--backend", "curio"], ["no"]):
         assert run(*args).returncode == 2
+
+
+def test_a_command_that_may_have_been_meant_is_named() -> None:
+    """As click does it where it has all commands, in those of its versions that do."""
+    direct = click.Group("asyncmig", [click.Command("migrate"), click.Command("plan")])
+    with pytest.raises(click.UsageError) as error, click.Context(direct) as context:
+        direct.resolve_command(context, ["migrat"])
+    done = run("migrat")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"Error: {error.value.format_message()}")
 
 
 def test_a_missing_trio_is_wrong_usage(worker: Path, tmp_path: Path) -> None:
