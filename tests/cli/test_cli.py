@@ -112,6 +112,21 @@ def test_a_command_that_may_have_been_meant_is_named() -> None:
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"Error: {error.value.format_message()}")
 
 
+_FAIL = """
+import sys
+from asyncmig.cli.run import run
+async def fail(): raise LookupError("gone")
+run(fail, backend=sys.argv[1], on_signal=print)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_traceback_of_a_fault_tells_of_nothing_else(backend: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _FAIL, backend], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.endswith("LookupError: gone\n")
+
+
 def test_a_missing_trio_is_wrong_usage(worker: Path, tmp_path: Path) -> None:
     (tmp_path / "trio.py").write_text("raise ImportError('not installed')")
     done = run("migrate", worker, "--backend", "trio", env={"PYTHONPATH": str(tmp_path)})
