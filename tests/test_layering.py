@@ -28,11 +28,24 @@ ALLOWED = {
     "opening": {"bolt", "concurrency", "errors", "layouts", "stores"},
     "preflight": {"bolt", "buildkit", "errors", "layouts", "migration", "opening"},
     "daemons": {"bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "opening", "paths", "stores.fanout"},
-    "api": {"bolt", "buildkit", "concurrency", "daemons", "errors", "layouts", "migration", "opening", "paths", "preflight"},
-    "auditing": {"api", "concurrency", "errors", "layouts", "migration", "opening", "paths"},
+    "api": {"concurrency", "errors", "migration", "runs"},
+    "runs": {
+        "api",
+        "bolt",
+        "buildkit",
+        "concurrency",
+        "daemons",
+        "errors",
+        "layouts",
+        "migration",
+        "opening",
+        "paths",
+        "preflight",
+    },
+    "auditing": {"api", "bolt", "concurrency", "errors", "layouts", "migration", "opening", "paths", "runs"},
     "cli": {"", "_version", "api", "bolt", "buildkit", "errors", "layouts", "migration", "synth"},
     "__main__": {"cli"},
-    "__init__": {"_version", "api", "auditing", "buildkit", "errors", "migration"},
+    "__init__": {"_version", "api", "buildkit", "errors", "migration"},
 }
 
 
