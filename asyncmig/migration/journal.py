@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.walk import no_checkpoint
+from asyncmig.concurrency import stepping
 from asyncmig.errors import DatabaseError, printable
 from asyncmig.migration.publish import sync_directory
 from asyncmig.stores.ports import Resource
@@ -97,11 +100,11 @@ class JournalFile:
     def __init__(self, target: str) -> None:
         self.path = target + ".journal"
 
-    def read(self) -> Journal | None:
+    def read(self, checkpoint: Checkpoint = no_checkpoint) -> Journal | None:
         """The journal; ``None`` if there is none."""
         try:
             with open(self.path, encoding="ascii") as file:
-                return _parse(file)
+                return _parse(file, checkpoint)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -110,7 +113,7 @@ class JournalFile:
             cause = "not a journal of this version of asyncmig; complete the migration with the version that wrote it"
             raise DatabaseError(self.path, cause) from error
 
-    def write(self, journal: Journal) -> None:
+    def write(self, journal: Journal, checkpoint: Checkpoint = no_checkpoint) -> None:
         """Write it, durably, in place of an earlier one."""
         temporary = self.path + ".tmp"
         try:
@@ -119,7 +122,7 @@ class JournalFile:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 with os.fdopen(fd, "w", encoding="ascii") as file:
-                    file.writelines(f"{line}\n" for line in journal.lines())
+                    file.writelines(f"{line}\n" for line in stepping(checkpoint, journal.lines()))
                     file.flush()
                     os.fsync(fd)
                 os.rename(temporary, self.path)
@@ -160,12 +163,12 @@ class JournalFile:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
 
 
-def _parse(file: Iterator[str]) -> Journal:
+def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     head = json.loads(next(file, ""))
     if head.pop("asyncmig_journal") != VERSION:
         raise ValueError("another version")
     journal = Journal(**head)
-    lines = map(str.strip, file)
+    lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
         kind, *rest = json.loads(line)
         if kind == "end":
