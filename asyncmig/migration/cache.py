@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import RecordError
@@ -17,6 +18,8 @@ ADVICE = (
 )
 """What to do about a broken record."""
 _FAIL_ADVICE = "--on-broken fail stops here; the default, repair, goes on"
+
+_FORGOTTEN_AT_ONCE = 256
 
 
 @dataclass(slots=True)
@@ -55,3 +58,12 @@ class Cache:
     def revision(self) -> Revision:
         """What the new database is to hold."""
         return Revision(self.records, self.by_id, dropped=self.dropped, tidy=self.semantics.repairs)
+
+    def forget_records(self, checkpoint: Checkpoint) -> None:
+        """Let the records go, some at a time: all at once would stop every other thread until the last one is gone."""
+        while self.records:
+            checkpoint()
+            for record in self.records[-_FORGOTTEN_AT_ONCE:]:
+                self.by_id.pop(record.id, None)
+            del self.records[-_FORGOTTEN_AT_ONCE:]
+        self.by_id = {}

@@ -156,7 +156,7 @@ class Pipeline:
         # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
         self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
         # The tail needs leases and labels only; without this it would add to what is the most memory so far.
-        self.cache.records, self.cache.by_id = [], {}
+        self.cache.forget_records(checkpoint)
 
     def _close(self, _: Checkpoint) -> None:
         if self._new is not None:

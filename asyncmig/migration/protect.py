@@ -98,7 +98,7 @@ async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> 
 
 def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: PlannedLeases) -> list[str]:
     """The records that need no lease, and those that are dropped."""
-    planned = set(leases.ids)
+    planned = set(stepping(checkpoint, leases.ids))  # not in one step of C: the event loop would wait for it
     return [record.id for record in stepping(checkpoint, cache.records) if record.id not in planned] + sorted(cache.dropped)
 
 
