@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from time import perf_counter
 
 from asyncmig.api import Options
+from asyncmig.bolt import Checkpoint
 from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, StrPath, printable
@@ -23,7 +24,7 @@ async def verify(path: StrPath, options: Options, progress: Progress) -> Verific
     options.check()
     start = perf_counter()
     progress = GuardedProgress(progress)
-    layout = await in_thread(lambda _: _layout(path, options))
+    layout = await in_thread(_layout, path, options)
     result = Verification(layout.directory, layout.name)
     async with AsyncExitStack() as stack:
         stack.enter_context(few_full_collections())
@@ -38,12 +39,12 @@ async def verify(path: StrPath, options: Options, progress: Progress) -> Verific
     return result
 
 
-def _layout(path: StrPath, options: Options) -> Layout:
+def _layout(checkpoint: Checkpoint, path: StrPath, options: Options) -> Layout:
     layout = layout_of(path, options)
     if not exists(layout.v2):
         advice = "run 'asyncmig migrate' first" if exists(layout.v1) else "name the worker directory of a cache"
         raise LayoutError(f"{printable(layout.directory)}: there is no metadata_v2.db; {advice}")
-    journal = JournalFile(layout.v2).read()
+    journal = JournalFile(layout.v2).read(checkpoint)
     if journal is not None:
         layout = as_noted(layout, journal, options)
     check_reachable(layout)

@@ -90,7 +90,7 @@ class Run:
         if report.outcome is Outcome.NOTHING_TO_DO:
             return report
         file = JournalFile(layout.v2)
-        journal = await in_thread(lambda _: file.read())
+        journal = await in_thread(file.read)
         if journal is not None:
             layout = as_noted(layout, journal, self._options)
         if journal is None or journal.is_complete or journal.is_rolling_back:
@@ -221,9 +221,9 @@ def as_noted(layout: Layout, journal: Journal, options: Options) -> Layout:
     )
 
 
-def _journal_to_undo(_: Checkpoint, layout: Layout) -> Journal:
+def _journal_to_undo(checkpoint: Checkpoint, layout: Layout) -> Journal:
     """The journal, if the migration can be undone.  Raises :class:`AsyncmigError` with the reason if not."""
-    journal = JournalFile(layout.v2).read()
+    journal = JournalFile(layout.v2).read(checkpoint)
     where = printable(layout.directory)
     if journal is None:
         raise AsyncmigError(

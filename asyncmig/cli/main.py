@@ -50,10 +50,16 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name."""
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
-        return command
+        if cmd_name in _COMMANDS:
+            return _imported(cmd_name)
+        for name in _COMMANDS:  # click looks through those that it has been given for one that may have been meant
+            self.add_command(_imported(name))
+        return None
+
+
+def _imported(name: str) -> click.Command:
+    command: click.Command = getattr(import_module(_COMMANDS[name]), name)
+    return command
 
 
 @click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,6 +87,13 @@ def _call_soon() -> Callable[[Callable[[], None]], object]:
         return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+def _asyncios_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 @contextmanager
 def _woken_by_signals() -> Iterator[None]:
     """Wake the event loop when a signal arrives, so that its handler runs.
@@ -94,9 +101,8 @@ def _woken_by_signals() -> Iterator[None]:
     A signal that another thread receives, or this one in the moment before it waits, does not end asyncio's waiting, and Python
     runs handlers in the main thread only.  asyncio sees to it for handlers of its own, trio for all.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = _asyncios_loop()
+    if loop is None:
         yield
         return
     ours, pythons = socket.socketpair()

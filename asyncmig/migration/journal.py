@@ -23,7 +23,8 @@ from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
-from asyncmig.bolt.walk import Checkpoint, no_checkpoint
+from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
 from asyncmig.errors import DatabaseError, printable
 from asyncmig.migration.publish import sync_directory
@@ -101,11 +102,11 @@ class JournalFile:
     def __init__(self, target: str) -> None:
         self.path = target + ".journal"
 
-    def read(self) -> Journal | None:
+    def read(self, checkpoint: Checkpoint = no_checkpoint) -> Journal | None:
         """The journal; ``None`` if there is none."""
         try:
             with open(self.path, encoding="ascii") as file:
-                return _parse(file)
+                return _parse(file, checkpoint)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -123,8 +124,7 @@ class JournalFile:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 with os.fdopen(fd, "w", encoding="ascii") as file:
-                    for line in stepping(checkpoint, journal.lines()):
-                        file.write(line + "\n")
+                    file.writelines(f"{line}\n" for line in stepping(checkpoint, journal.lines()))
                     file.flush()
                     os.fsync(fd)
                 os.rename(temporary, self.path)
@@ -165,12 +165,12 @@ class JournalFile:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
 
 
-def _parse(file: Iterator[str]) -> Journal:
+def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     head = json.loads(next(file, ""))
     if head.pop("asyncmig_journal") != VERSION:
         raise ValueError("another version")
     journal = Journal(**head)
-    lines = map(str.strip, file)
+    lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
         kind, *rest = json.loads(line)
         if kind == "end":

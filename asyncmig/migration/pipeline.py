@@ -99,8 +99,8 @@ class Pipeline:
             record.edit(name, b"")
             cache.decide(Code.VALUE_MALFORMED, record, Action.REPAIRED, f"{text}; the value is cleared")
 
-    def _read_journal(self, _: Checkpoint) -> None:
-        self._earlier = self._file.read()
+    def _read_journal(self, checkpoint: Checkpoint) -> None:
+        self._earlier = self._file.read(checkpoint)
         if self._earlier is not None and not self._earlier.is_complete:
             text = "an earlier run was interrupted while it changed the stores; the migration completes that"
             self.cache.note("interrupted-before", "", text)

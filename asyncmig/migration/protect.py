@@ -22,7 +22,7 @@ FLAT = "containerd.io/gc.flat"
 
 
 _READ_BACK = 1024
-"""Leases that are read back at a time: few enough to be gone before Python's garbage collector takes them for long-lived."""
+"""Leases that are read back from files at a time: few enough to be gone before Python's collector takes them for long-lived."""
 
 
 class PlannedLeases(Sequence[Lease]):
@@ -98,7 +98,7 @@ async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> 
 
 def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: PlannedLeases) -> list[str]:
     """The records that need no lease, and those that are dropped."""
-    planned = set(leases.ids)
+    planned = set(stepping(checkpoint, leases.ids))  # not in one step of C: the event loop would wait for it
     return [record.id for record in stepping(checkpoint, cache.records) if record.id not in planned] + sorted(cache.dropped)
 
 
@@ -187,9 +187,15 @@ def _protected(checkpoint: Checkpoint, cache: Cache, plan: LeasePlan, outcomes: 
 
 async def verify(leases: Sequence[Lease], store: LeaseStore) -> None:
     """Read the leases back.  Raises :class:`StoreError` if one is missing or lacks a resource."""
-    for start in range(0, len(leases), _READ_BACK):
-        part = leases[start : start + _READ_BACK]
-        await in_thread(_compare, part, await store.list_many([lease.id for lease in part]))
+    # A running containerd lists all that it has, however few are asked for.
+    size = _READ_BACK if store.atomic else len(leases)
+    for start in range(0, len(leases), size or 1):
+        part = leases if len(leases) <= size else leases[start : start + size]
+        await in_thread(_compare, part, await store.list_many(await in_thread(_names, part)))
+
+
+def _names(checkpoint: Checkpoint, leases: Sequence[Lease]) -> list[str]:
+    return [lease.id for lease in stepping(checkpoint, leases)]
 
 
 def _compare(checkpoint: Checkpoint, leases: Sequence[Lease], stored: list[Lease | None]) -> None:

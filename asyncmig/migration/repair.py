@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import gojson, keys
@@ -91,7 +92,7 @@ def _unknown(checkpoint: Checkpoint, infos: Infos, names: Iterable[str]) -> list
 async def _look_up_unrecorded(infos: Infos, snapshots: SnapshotStore, names: list[str]) -> None:
     """Snapshots that are needed and have no record, then their parents, and so on."""
     # One that exists goes along: a store that finds none of those asked for might take this for the wrong place.
-    anchor = [name for name, info in infos.items() if info is not None][:1] if names else []
+    anchor = list(islice((name for name, info in infos.items() if info is not None), 1)) if names else []
     while names:
         found = await snapshots.stat_many([*anchor, *names])
         await in_thread(_note, infos, names, found[len(anchor) :])

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from asyncmig.bolt import Db
@@ -100,6 +101,30 @@ def test_errors_name_file_and_cause_and_exit_with_1(worker: Path) -> None:
 def test_wrong_usage_exits_with_2(worker: Path) -> None:
     for args in (["migrate"], ["migrate", worker, "--semantics", "none"], ["migrate", worker, "--backend", "curio"], ["no"]):
         assert run(*args).returncode == 2
+
+
+def test_a_command_that_may_have_been_meant_is_named() -> None:
+    """As click does it where it has all commands, in those of its versions that do."""
+    direct = click.Group("asyncmig", [click.Command("migrate"), click.Command("plan")])
+    with pytest.raises(click.UsageError) as error, click.Context(direct) as context:
+        direct.resolve_command(context, ["migrat"])
+    done = run("migrat")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"Error: {error.value.format_message()}")
+
+
+_FAIL = """
+import sys
+from asyncmig.cli.run import run
+async def fail(): raise LookupError("gone")
+run(fail, backend=sys.argv[1], on_signal=print)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_traceback_of_a_fault_tells_of_nothing_else(backend: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _FAIL, backend], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.endswith("LookupError: gone\n")
 
 
 def test_a_missing_trio_is_wrong_usage(worker: Path, tmp_path: Path) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
 
+from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.buildkit.record import Record
 from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError, StoreError
+from asyncmig.migration.cache import Cache
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
-from asyncmig.migration.semantics import HARDENED, Semantics
+from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryLease
 from asyncmig.stores.ports import Resource
 from tests.caches import (
@@ -261,6 +267,18 @@ async def test_a_cancellation_while_building_removes_the_new_file(worker: Path) 
         await migrate_with(worker, sample_cache().in_memory().stores(), progress=CancelWhileBuilding())
     assert scope.cancelled_caught
     assert tree_state(worker) == before
+
+
+async def test_records_go_some_at_a_time(worker: Path) -> None:
+    """All at once they would keep the interpreter lock for a quarter of a second a million."""
+    with closing(MetadataDb.open(worker / "metadata.db")) as database:
+        cache = Cache(database, UPSTREAM, Report(Outcome.MIGRATED, "", "", ""))
+    cache.records = [Record(f"{i}") for i in range(10_000)]
+    cache.by_id = {record.id: record for record in cache.records}
+    left = [len(cache.records)]
+    cache.forget_records(lambda: left.append(len(cache.by_id)))
+    assert (cache.records, cache.by_id) == ([], {})
+    assert max(before - after for before, after in pairwise(left)) < 1000
 
 
 async def test_progress_that_raises_does_not_end_the_migration(worker: Path) -> None:

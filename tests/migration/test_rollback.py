@@ -11,7 +11,7 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, DatabaseLockedError, IncompleteRollbackError, Options, Outcome
-from asyncmig.bolt import Db
+from asyncmig.bolt import Checkpoint, Db
 from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Report
@@ -325,6 +325,16 @@ def test_a_journal_that_ends_too_early_is_none(tmp_path: Path) -> None:
         file.read()
 
 
+def test_others_have_their_turn_while_a_long_one_is_written_and_read(tmp_path: Path) -> None:
+    """Each write and read to the disk lets go of the interpreter lock, for too short for another thread to take it."""
+    file, long = JournalFile(str(tmp_path / "metadata_v2.db")), journal()
+    turns: list[str] = []
+    long.leases = dict.fromkeys(map(str, range(3200)))
+    file.write(long, lambda: turns.append("write"))
+    assert file.read(lambda: turns.append("read")) == long
+    assert (turns.count("write") > 100, turns.count("read") > 100) == (True, True)
+
+
 def test_a_journal_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
@@ -340,7 +350,7 @@ async def test_a_journal_that_cannot_be_written_stops_before_anything_changes(
 ) -> None:
     before = tree_state(worker)
 
-    def full(*_: object) -> None:
+    def full(self: JournalFile, content: Journal, checkpoint: Checkpoint) -> None:
         raise AsyncmigError("No space left on device")
 
     monkeypatch.setattr(JournalFile, "write", full)

@@ -215,6 +215,14 @@ async def test_many_of_each_kind_in_one_transaction(stores: Stores, files: Offli
     assert await stores.leases.list_many([lease.id for lease in leases]) == leases
 
 
+async def test_what_is_gone_counts_as_dealt_with(files: OfflineFiles, tmp_path: Path) -> None:
+    done: list[int] = []
+    stores = offline_stores(files, "overlayfs", done.append, content_directory=tmp_path)
+    assert await stores.snapshots.remove_label_many(["a", "nowhere", "b"], ROOT) == [True, False, True]
+    assert await stores.content.remove_label_many([digest("blob a"), digest("nowhere")], ROOT) == [True, False]
+    assert sum(done) == 3 + 2
+
+
 async def test_missing_files_are_empty_stores(tmp_path: Path) -> None:
     files = OfflineFiles.open(tmp_path / "none.db", tmp_path / "none", namespace="buildkit", writable=True)
     stores = open_stores(files)

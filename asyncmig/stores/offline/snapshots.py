@@ -188,13 +188,15 @@ class OfflineSnapshots:
     ) -> list[bool]:
         if not names or self._files.backend is None:
             return [False for _ in names]
-        wanted = set(names)
+        missing = set(stepping(checkpoint, names))  # not in one step of C: the event loop would wait for it
         scan = self._scanned(checkpoint)
         found, backend_keys = [], []
         for name, key in stepping(checkpoint, zip(scan.facts, self._backend_keys, strict=True)):
-            if name in wanted:
+            if name in missing:
+                missing.remove(name)
                 found.append(name)
                 backend_keys.append(key)
+        self._progress(len(names) - len(found))  # the others are counted as they are changed
         self._scan = None
         now, label_name = codec.now(), codec.to_bytes(label)
         # The inner transaction, the backend's, commits first, as in containerd.
@@ -211,7 +213,6 @@ class OfflineSnapshots:
                 in_backend = values.__getitem__
             backend_ordered = stepping(checkpoint, sorted_in_steps(backend_keys))
             edit_buckets(backend_entries, backend_ordered, _label_edit(backend, label_name, now, in_backend))
-        missing = wanted.difference(found)
         return [name not in missing for name in names]
 
 

@@ -17,6 +17,7 @@ from grpclib.exceptions import GRPCError
 import asyncmig
 from asyncmig import IncompleteMigrationError, Options, Outcome, Stage
 from asyncmig.errors import ContainerdError
+from asyncmig.migration import protect
 from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.containerd.client import TooLargeError
 from asyncmig.stores.containerd.snapshots import ContainerdSnapshots
@@ -510,3 +511,12 @@ async def test_the_new_verbs_count_what_they_dealt_with(fake: FakeContainerd) ->
             counts.clear()
             await verb
             assert sum(counts) == expected
+
+
+async def test_leases_are_read_back_with_one_list(fake: FakeContainerd) -> None:
+    """A list tells all leases of the namespace, so in parts a large cache would be listed hundreds of times."""
+    leases = [Lease(f"lease {i}", {}, (Resource("content", f"blob {i}"),)) for i in range(protect._READ_BACK + 1)]
+    fake.state.leases = {lease.id: MemoryLease({}, set(lease.resources)) for lease in leases}
+    async with stores_of(fake) as stores:
+        await protect.verify(leases, stores.leases)
+        assert fake.calls == {"Leases/List": 1, "Leases/ListResources": len(leases)}
