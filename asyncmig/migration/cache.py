@@ -47,9 +47,9 @@ class Cache:
         self.records, self.by_id = [], {}
         while by_id:
             checkpoint()
-            for _ in range(min(len(by_id), 1024)):
+            for _ in range(min(len(by_id), 512)):
                 by_id.popitem()
-            del records[-1024:]
+            del records[-512:]
         records.clear()
 
     def error(self, record: Record, cause: str) -> RecordError:
