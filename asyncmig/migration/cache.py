@@ -44,7 +44,6 @@ class Cache:
         In parts, because to free everything at once holds the interpreter lock.
         """
         records, by_id = self.records, self.by_id
-        self.records, self.by_id = [], {}
         while by_id:
             checkpoint()
             for _ in range(min(len(by_id), 512)):
