@@ -52,7 +52,7 @@ class BucketBuilder:
         return BucketBuilder(self._writer, sequence)
 
     def leaf_bucket(self, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
-        """A nested bucket from sorted keys that are known to be good: the fast way for small ones."""
+        """A nested bucket from sorted keys: the fast way for small ones."""
         return write_small_bucket(self._writer, keys, values, sequence)
 
     def finish(self) -> BucketValue:
@@ -74,15 +74,24 @@ class BucketBuilder:
 
 
 def write_small_bucket(writer: PageWriter, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
-    """Write a bucket from sorted keys that are known to be good; returns the value that its parent is to hold."""
+    """Write a bucket from sorted keys; returns the value that its parent is to hold.
+
+    Raises :class:`BucketError` for a key of a wrong size.
+    """
     count = len(keys)
+    if keys and not keys[0]:
+        raise BucketError(_complaint(b"", b""))
     if count <= fmt.MAX_ELEMENTS:
         payload, nested = fmt.encode_small_leaf(keys, values)
         size = fmt.PAGE_HEADER_SIZE + len(payload)
+        if size > fmt.MAX_KEY_SIZE:
+            _check_lengths(keys)
         if size <= writer.page_size // 4 and not nested:
             return inline_value(count, payload, sequence)
         if size <= writer.page_size:
             return encode_bucket(writer.write_encoded_leaf(count, payload), sequence)
+    else:
+        _check_lengths(keys)
     sizes = [fmt.ELEMENT_SIZE + len(k) + len(v) for k, v in zip(keys, values, strict=True)]
     kids = [(keys[a], writer.write_leaf(keys[a:b], values[a:b])) for a, b in split(sizes, writer.page_size, 1.0)]
     return encode_bucket(write_branches(writer, kids), sequence)
@@ -97,6 +106,12 @@ def write_branches(writer: PageWriter, level: list[tuple[bytes, int]]) -> int:
             for a, b in split(sizes, writer.page_size, 1.0)
         ]
     return level[0][1]
+
+
+def _check_lengths(keys: list[bytes]) -> None:
+    longest = max(keys, key=len)
+    if len(longest) > fmt.MAX_KEY_SIZE:
+        raise BucketError(_complaint(longest, b""))
 
 
 def _complaint(key: bytes, last: bytes) -> str:

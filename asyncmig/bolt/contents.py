@@ -59,7 +59,8 @@ def nested_contents(tx: Tx, contents: Contents, name: bytes) -> Contents | None:
 def write_contents(tx: Tx, contents: Contents) -> BucketValue:
     """Write a bucket; returns the value that its parent is to hold instead of the one that it was read from.
 
-    The pages that it was read from become free.  Those of buckets within it don't: none may be left out.
+    The pages that it was read from become free.  Those of buckets within it don't: none may be left out.  Raises
+    :class:`BucketError` for a key that is too long or empty.  Any error ends the transaction.
     """
     tx.check_writable()
     stored = contents.stored
@@ -84,8 +85,14 @@ def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
 
     For names in order it is quickest, and takes memory for one leaf page only: each is written when the next one is reached.
 
-    Raises :class:`BucketError` for a name that is a key.
+    Raises :class:`BucketError` for a name that is a key.  Any error, one of ``edit`` too, ends the transaction: pages may have
+    been written or given up for a value that was not stored.
     """
+    with bucket.tx.indivisible():
+        _edit_buckets(bucket, names, edit)
+
+
+def _edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
     before: Node | None = None
     for name in names:
         leaf, i = bucket.find(name)

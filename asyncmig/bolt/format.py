@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, islice
-from operator import add, itemgetter, lt
+from operator import add, itemgetter, lt, sub
 
 MAGIC = 0xED0CDAED
 VERSION = 2
@@ -177,11 +177,12 @@ class _Layout:
 
     __slots__ = ("buckets", "end", "keys", "known_keys", "values")
 
-    def __init__(self, elements: _Elements) -> None:
+    def __init__(self, elements: _Elements, table_end: int) -> None:
         self.keys = itemgetter(*map(slice, elements.starts, elements.middles))
         self.values = itemgetter(*map(slice, elements.middles, elements.ends))
         self.buckets = tuple(elements.buckets)
-        self.end = max(elements.ends)
+        # The sizes must add up to no more than the page, see _element_starts, and elements that overlap add up to more.
+        self.end = max(table_end + sum(map(sub, elements.ends, elements.starts)), *elements.ends)
         self.known_keys: tuple[bytes, ...] = ()
 
 
@@ -203,6 +204,8 @@ class _Elements:
 _MOST_SHARED = 32
 """Elements of a leaf up to which others may have its layout."""
 _MOST_LAYOUTS = 1024
+_LARGEST_REMEMBERED = 16384
+"""Bytes of a leaf up to which its keys are kept with its layout; of any size, they would be as much as a hostile file has."""
 _layouts: dict[int, dict[bytes, _Layout | None]] = {PAGE_HEADER_SIZE: {}, INLINE_PREFIX: {}}
 """Layouts by the offset of the element table, and the table; ``None`` for a table that was met once."""
 
@@ -225,11 +228,13 @@ def decode_small_leaf(image: bytes, table: int, count: int, end: int) -> tuple[S
     if layout is None:
         return _decode_any(image, table, count, end)
     keys = layout.keys(image)
-    if keys == layout.known_keys:
-        keys = layout.known_keys
+    known = layout.known_keys  # read once: another thread may change it at any time
+    if keys == known:
+        keys = known
     else:
         _check_order(keys)
-        layout.known_keys = keys
+        if layout.end <= _LARGEST_REMEMBERED:
+            layout.known_keys = keys
     values = layout.values(image)
     if layout.buckets:
         values = list(values)
@@ -258,7 +263,7 @@ def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | 
         return layout if layout.end <= end else None  # and None becomes an error
     if name in known:
         _check_table(count, table, end)
-        known[name] = layout = _Layout(_Elements(image, table, count, end))
+        known[name] = layout = _Layout(_Elements(image, table, count, end), table + ELEMENT_SIZE * count)
         return layout
     if len(known) >= _MOST_LAYOUTS:
         known.clear()

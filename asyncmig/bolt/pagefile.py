@@ -205,6 +205,8 @@ class PageFile:
             return fmt.decode_small_leaf(image, fmt.PAGE_HEADER_SIZE, count, size)
         except Malformed as problem:
             raise self.corrupt(page_id, str(problem)) from None
+        except MemoryError:
+            raise self.out_of_memory() from None
 
     def tree_page(self, page_id: int, claim: Claim | None = None) -> tuple[Page, bool]:
         """A page that must be a branch or a leaf, and whether it is a leaf."""

@@ -12,7 +12,16 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from asyncmig.bolt.contents import Contents, read_contents, write_contents
-from asyncmig.bolt.format import PAGE_HEADER_SIZE, BucketValue, decode_inline, encode_bucket, encode_small_leaf, inline_header
+from asyncmig.bolt.format import (
+    MAX_ELEMENTS,
+    PAGE_HEADER_SIZE,
+    BucketValue,
+    Malformed,
+    decode_inline,
+    encode_bucket,
+    encode_small_leaf,
+    inline_header,
+)
 
 if TYPE_CHECKING:
     from asyncmig.bolt.tx import Tx
@@ -26,8 +35,8 @@ class UniformEdit:
     """Changes buckets within a transaction.
 
     ``change`` gets the contents of a bucket and changes them in place.  What it does may depend on the keys, on the sizes and
-    types of the values, and on the ``signature`` of keys and values; beyond that it must pass values on as they are, or set
-    others.  A signature of ``None`` says that the bucket is to be changed the long way.
+    types of the values, and on the ``signature`` of keys and values; beyond that it must leave values as they are, or set
+    others.  A signature of ``None`` says that the bucket is to be changed the long way.  Any error ends the transaction.
     """
 
     def __init__(self, tx: Tx, change: Change, signature: Signature) -> None:
@@ -39,7 +48,10 @@ class UniformEdit:
     def __call__(self, value: BucketValue) -> BucketValue:
         """Write the changed bucket; returns the value that its parent is to hold instead of ``value``."""
         root = value.root
-        small = self._tx.single_leaf(root) if root else decode_inline(value)
+        try:
+            small = self._tx.single_leaf(root) if root else decode_inline(value)
+        except Malformed:
+            small = None  # the long way has an error for it
         signature = self._signature(*small) if small else None
         if small is None or signature is None:
             return self._long_way(value)[0]
@@ -47,18 +59,43 @@ class UniformEdit:
         kind = (signature, value[8:16], tuple(keys), tuple(map(len, values)), tuple(map(type, values)))
         recipe = self._recipes.get(kind)
         if recipe is not None:
-            if root:
-                self._tx.free_pages(root, 0)
-            return recipe.write(self._tx, values)
-        new, contents = self._long_way(value)
-        if kind not in self._recipes and len(self._recipes) < _MOST_KINDS:
-            self._recipes[kind] = _recipe(dict(zip(keys, values, strict=True)), contents, new, self._tx.page_size)
+            try:
+                if root:
+                    self._tx.free_pages(root, 0)
+                return recipe.write(self._tx, values)
+            except BaseException:
+                self._tx.close()  # a part of it must not be committed
+                raise
+        new, before, after = self._long_way(value)
+        if kind not in self._recipes and len(self._recipes) < _MOST_KINDS and not _is_doubtful(before, after):
+            self._recipes[kind] = _recipe(before, after, new, self._tx.page_size)
         return new
 
-    def _long_way(self, value: BucketValue) -> tuple[BucketValue, Contents]:
+    def _long_way(self, value: BucketValue) -> tuple[BucketValue, dict[bytes, bytes], Contents]:
+        """The new value, and the contents before and after."""
         contents = read_contents(self._tx, value)
-        self._change(contents)
-        return write_contents(self._tx, contents), contents
+        for key, item in contents.items():
+            if len(item) == 1:
+                contents[key] = _OneByte(item)
+        before = dict(contents)
+        try:
+            self._change(contents)
+        except BaseException:
+            self._tx.close()
+            raise
+        return write_contents(self._tx, contents), before, contents
+
+
+class _OneByte(bytes):
+    """A value of one byte as an object of its own; otherwise all that are equal are one object in CPython."""
+
+
+def _is_doubtful(old: dict[bytes, bytes], new: Contents) -> bool:
+    """Whether a value may have been set to what it was already, by chance: then the others of the kind have to tell.
+
+    A value that is passed on is the same object.
+    """
+    return any((before := old.get(key)) is not value and before == value for key, value in new.items())
 
 
 class _Recipe:
@@ -84,21 +121,21 @@ class _Recipe:
 
 def _recipe(old: dict[bytes, bytes], new: Contents, written: BucketValue, page_size: int) -> _Recipe | None:
     """The recipe for a change that made ``new`` of ``old``; ``None`` if there is none: a page belongs to one bucket only."""
-    changed = [value for key, value in new.items() if old.get(key) != value]
-    replaced = [value for key, value in old.items() if new.get(key) != value]
+    changed = [value for key, value in new.items() if old.get(key) is not value]
+    replaced = [value for key, value in old.items() if new.get(key) is not value]
     if any(type(value) is BucketValue and value.root for value in (*changed, *replaced)):
         return None
     names = sorted(new)
     payload, _ = encode_small_leaf(names, [new[name] for name in names])
     size = len(payload) + PAGE_HEADER_SIZE
-    if size > page_size:
+    if size > page_size or len(names) > MAX_ELEMENTS:
         return None
     table = payload[: len(payload) - sum(map(len, names)) - sum(map(len, new.values()))]
     pieces = [(b"" if written.root else inline_header(len(names), written.sequence)) + table]
     sources, order = [], list(old)
     for name in names:
         pieces[-1] += name
-        if old.get(name) == new[name]:
+        if old.get(name) is new[name]:
             sources.append(order.index(name))
             pieces += [b"", b""]
         else:

@@ -230,6 +230,8 @@ def _read(tx: Tx, lease_id: str, stored: BucketValue, known: dict[bytes, Mapping
     """A lease.  ``known`` has labels that were decoded before: those of the leases of one migration are all the same."""
     entry = read_contents(tx, stored)
     raw = entry.get(LABELS, b"")
+    if type(raw) is not BucketValue:
+        raw = b""  # no labels, even if a value of the same bytes is a bucket elsewhere
     labels = known.get(raw)
     if labels is None:
         contents = nested_contents(tx, entry, LABELS) or Contents()
