@@ -24,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,6 +33,7 @@ from benchmarks.baseline import BaselineError, program
 from benchmarks.baseline.recording import GoRun, replay
 from benchmarks.latency import Latencies
 from benchmarks.live_setup import Prepared, state_of
+from benchmarks.machine import sync_seconds
 from tests.interop.containerd import Containerd
 
 README = Path(__file__).parents[1] / "README.md"
@@ -106,24 +106,6 @@ class Run:
     def summary(self) -> str:
         """All but the latencies, for whoever waits for the end."""
         return ", ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self) if field.name != "latencies")
-
-
-def sync_seconds(directory: Path) -> float:
-    """The median time of writing a page and syncing it."""
-    times = []
-    fd = os.open(directory / "sync", os.O_RDWR | os.O_CREAT)
-    try:
-        os.pwrite(fd, bytes(1 << 20), 0)
-        os.fsync(fd)
-        for i in range(300):
-            os.pwrite(fd, os.urandom(4096), i % 256 * 4096)
-            start = time.perf_counter()
-            os.fdatasync(fd)
-            times.append(time.perf_counter() - start)
-    finally:
-        os.close(fd)
-        os.unlink(directory / "sync")
-    return statistics.median(times)
 
 
 def cpu_seconds(daemon: Containerd) -> float:
