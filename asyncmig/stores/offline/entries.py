@@ -162,5 +162,5 @@ class LabelRemoval:
 
 
 _GC_ROOT = to_bytes(GC_ROOT)
-_NO_LABELS = b"-"
-"""Stands for the labels of an entry that has none; told by identity."""
+_NO_LABELS = BucketValue()
+"""Stands for the labels of an entry that has none; told by identity, so no plain bytes: equal ones may be one object."""
