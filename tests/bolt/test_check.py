@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from asyncmig.bolt import Db, Finding, check, dump, verify_pages
+from asyncmig.bolt import Db, Finding, Walker, check, dump, format, verify_pages
 from asyncmig.errors import CorruptDatabaseError, DatabaseError
 from tests.bolt.helpers import fill, new_db, open_bucket, patch_metas_of, updating
-from tests.bolt.mutate import Image
+from tests.bolt.mutate import Image, mutate, sample
 from tests.bolt.test_damage import branch, craft, leaf
 
 
@@ -162,3 +163,21 @@ def test_lost_pages_are_reported_but_do_no_harm(path: Path) -> None:
         with db.update() as tx:
             open_bucket(tx, b"b").put(b"l", b"v")
     assert check(path).findings == result.findings
+
+
+@pytest.mark.parametrize("page_size", [1024, 4096])
+def test_short_ways_find_what_the_long_way_finds(tmp_path: Path, page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets that are one page, and layouts that were met before."""
+    rng = random.Random(page_size)
+    sound, path = sample(tmp_path / "sound", page_size, freelist=True), tmp_path / "db"
+    clean = 0
+    for _ in range(100):
+        kinds, data = mutate(rng, sound)
+        path.write_bytes(data)
+        found = check(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Walker, "_single_leaf", lambda *_: None)
+            patch.setattr(format, "_shared_layout", lambda *_: None)
+            assert check(path) == found, kinds
+        clean += found.clean
+    assert 0 < clean < 90

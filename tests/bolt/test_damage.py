@@ -514,7 +514,7 @@ def test_a_page_of_many_megabytes_is_read(tmp_path: Path) -> None:
     assert check(path).clean
 
 
-@pytest.mark.parametrize("at", ["reading", "decoding", "walking", "marking"])
+@pytest.mark.parametrize("at", ["reading", "decoding", "decoding one page", "walking", "marking"])
 def test_a_lack_of_memory_names_the_file(at: str, sound: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> NoReturn:
         raise MemoryError
@@ -526,6 +526,8 @@ def test_a_lack_of_memory_names_the_file(at: str, sound: Image, tmp_path: Path, 
             monkeypatch.setattr(os, "pread", fail)
         case "decoding":
             monkeypatch.setattr(format, "decode_leaf", fail)
+        case "decoding one page":
+            monkeypatch.setattr(format, "decode_small_leaf", fail)
         case "walking":
             monkeypatch.setattr(walk, "bytearray", fail, raising=False)
         case "marking":
