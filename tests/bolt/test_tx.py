@@ -11,6 +11,7 @@ import pytest
 
 from asyncmig.bolt import Bucket, BucketValue, Db, Tx
 from asyncmig.bolt.format import BUCKET_HEADER_SIZE, LEAF, encode_inline, encode_leaf, encode_page
+from asyncmig.bolt.space import PageWriter
 from asyncmig.errors import BucketError, CorruptDatabaseError, DatabaseError
 from tests.bolt.helpers import (
     PAGE_SIZES,
@@ -637,6 +638,203 @@ def test_leaves_of_different_depth_are_not_merged(tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(CorruptDatabaseError, match="the leaves of a tree are not equally deep"), updating(path) as tx:
         open_bucket(tx, b"b").delete(b"a")
+    assert path.read_bytes() == before
+
+
+# -- values as they are stored
+
+
+def test_a_value_as_it_is_stored(path: Path) -> None:
+    with updating(path) as tx:
+        bucket = tx.create_bucket(b"b")
+        bucket.put(b"k", b"v")
+        bucket.create_bucket(b"inline").put(b"k", b"v")
+        bucket.create_bucket(b"rooted").put(b"k", b"v" * 2000)
+        assert bucket.value(b"k") == b"v"
+        assert bucket.value(b"missing") is None
+        # An open handle is stored, and ends.
+        assert bucket.value(b"inline") == encode_inline([b"k"], [b"v"], 0)
+        assert isinstance(bucket.value(b"inline"), BucketValue)
+        rooted = bucket.value(b"rooted")
+        assert isinstance(rooted, BucketValue)
+        assert rooted.root
+        open_bucket(tx, b"b", b"rooted").set_sequence(7)
+        changed = bucket.value(b"rooted")
+        assert isinstance(changed, BucketValue)
+        assert changed.sequence == 7
+    with viewing(path) as tx:
+        entries = dict(open_bucket(tx, b"b").entries())
+        assert entries == {name: open_bucket(tx, b"b").value(name) for name in (b"inline", b"k", b"rooted")}
+        assert [type(value) for value in entries.values()] == [BucketValue, bytes, BucketValue]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_entries_are_those_that_cursors_find(path: Path, count: int) -> None:
+    fill(path, count)
+    with viewing(path) as tx:
+        assert list(open_bucket(tx, b"b").entries()) == list(open_bucket(tx, b"b").items())
+        assert [key for key, _ in tx.root.entries()] == [b"b"]
+
+
+def test_entries_of_a_transaction_that_writes_or_ends(path: Path) -> None:
+    fill(path, 5000)
+    with updating(path) as tx, pytest.raises(BucketError, match="for read transactions"):
+        next(open_bucket(tx, b"b").entries())
+    with viewing(path) as tx:
+        entries = open_bucket(tx, b"b").entries()
+        next(entries)
+    with pytest.raises(BucketError, match="the transaction has ended"):
+        list(entries)
+
+
+def test_finding_and_replacing(path: Path) -> None:
+    with updating(path) as tx:
+        bucket = tx.create_bucket(b"b")
+        leaf, at = bucket.find(b"n")
+        assert at is None
+        assert bucket.replace(b"n", encode_inline([b"k"], [b"v"], 0)) is leaf
+        found, at = bucket.find(b"n")
+        assert (found, at) == (leaf, 0)
+        bucket.replace(b"n", encode_inline([b"k"], [b"w"], 0))
+        with pytest.raises(BucketError, match="a key of 0 bytes"):
+            bucket.replace(b"", encode_inline([], [], 0))
+    assert_holds(path, Model(0, {b"b": Model(0, {b"n": Model(0, {b"k": b"w"})})}))
+
+
+# -- settling
+
+
+def nodes_in_memory(bucket: Bucket) -> int:
+    """Leaves that a bucket holds on to."""
+    found, todo = 0, [bucket.root_node()]
+    while todo:
+        node = todo.pop()
+        found += node.leaf
+        todo += [] if node.leaf else [child for child in node.children if not isinstance(child, int)]
+    return found
+
+
+def test_a_settled_leaf_is_changed_again_and_deleted(tmp_path: Path) -> None:
+    """All in one transaction, and no page is lost or freed twice."""
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    left = dict.fromkeys((b"k%05d" % i for i in range(500)), b"v" * 40)
+    for change in (b"x" * 41, b"y" * 20, b"z" * 300, None, b"", None):
+        with updating(path) as tx:
+            bucket = open_bucket(tx, b"b")
+            for key in sorted(left)[100:140]:
+                for value in (b"first", change):
+                    if value is None:
+                        bucket.delete(key)
+                        left.pop(key)
+                    else:
+                        bucket.put(key, value)
+                        left[key] = value
+                    bucket.settle(key)
+                    assert dict(bucket.items()) == left
+        assert_holds(path, Model(0, {b"b": Model(0, dict(left))}))
+
+
+def test_settling_drops_leaves_that_have_changed(tmp_path: Path) -> None:
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    with updating(path) as tx:
+        bucket = open_bucket(tx, b"b")
+        bucket.settle(b"k00250")
+        assert nodes_in_memory(bucket) == 0, "what has not changed is not read"
+        bucket.put(b"k00250", b"new")
+        bucket.put(b"k00450", b"new")
+        assert nodes_in_memory(bucket) == 2
+        bucket.settle(b"k00250")
+        assert nodes_in_memory(bucket) == 1
+        bucket.delete(b"k00450")
+        bucket.settle(b"k00450")
+        assert nodes_in_memory(bucket) == 1, "it may have to be merged"
+        bucket.settle(b"k00450")
+    left = dict.fromkeys((b"k%05d" % i for i in range(500)), b"v" * 40) | {b"k00250": b"new"}
+    del left[b"k00450"]
+    assert_holds(path, Model(0, {b"b": Model(0, dict(left))}))
+
+
+def test_settling_the_only_leaf_is_left_to_the_commit(path: Path) -> None:
+    with updating(path) as tx:
+        bucket = tx.create_bucket(b"b")
+        bucket.settle(b"k")
+        bucket.put(b"k", b"v")
+        bucket.settle(b"k")
+        assert bucket.root_node().dirty
+    assert_holds(path, Model(0, {b"b": Model(0, {b"k": b"v"})}))
+
+
+def test_settling_a_leaf_with_open_buckets_in_it(tmp_path: Path) -> None:
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    with updating(path) as tx:
+        bucket = open_bucket(tx, b"b")
+        child = bucket.create_bucket(b"k00250 child")
+        bucket.settle(b"k00250")
+        child.put(b"k", b"v" * 900)
+        bucket.settle(b"k00250")
+        child.put(b"l", b"v")
+    expected: dict[bytes, bytes | Model] = dict.fromkeys((b"k%05d" % i for i in range(500)), b"v" * 40)
+    expected[b"k00250 child"] = Model(0, {b"k": b"v" * 900, b"l": b"v"})
+    assert_holds(path, Model(0, {b"b": Model(0, expected)}))
+
+
+def test_a_cursor_goes_on_in_a_settled_leaf(tmp_path: Path) -> None:
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    with updating(path) as tx:
+        bucket = open_bucket(tx, b"b")
+        seen = []
+        for key, _ in bucket.items():
+            seen.append(key)
+            bucket.put(key, b"w" * 60)
+            bucket.settle(key)
+        assert seen == [b"k%05d" % i for i in range(500)]
+        assert nodes_in_memory(bucket) == 0
+    assert_holds(path, Model(0, {b"b": Model(0, dict.fromkeys(seen, b"w" * 60))}))
+
+
+def test_a_cursor_goes_on_where_a_settled_leaf_became_two(tmp_path: Path) -> None:
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    keys = [b"k%05d" % i for i in range(500)]
+    with updating(path) as tx:
+        bucket = open_bucket(tx, b"b")
+        for key in keys[245:255]:
+            bucket.put(key, b"w" * 150)
+        cursor = bucket.cursor()
+        assert cursor.seek(keys[250]) is not None
+        bucket.settle(keys[250])
+        assert [item[0] for item in iter(cursor.next, None)] == keys[251:]
+        bucket.settle(keys[250])
+        assert [item[0] for item in iter(cursor.prev, None)] == keys[498::-1]
+
+
+def test_settling_a_leaf_with_a_new_first_key(tmp_path: Path) -> None:
+    """Below all others: the branch above has to know."""
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    with updating(path) as tx:
+        bucket = open_bucket(tx, b"b")
+        for key in (b"b", b"a"):
+            bucket.put(key, b"first")
+            bucket.settle(key)
+            assert bucket.cursor().first() == (key, b"first")
+            assert bucket.get(key) == b"first"
+    left = dict.fromkeys((b"k%05d" % i for i in range(500)), b"v" * 40) | {b"a": b"first", b"b": b"first"}
+    assert_holds(path, Model(0, {b"b": Model(0, dict(left))}))
+
+
+def test_settling_that_fails_ends_the_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fill(new_db(tmp_path / "db", 1024), 500)
+    before = path.read_bytes()
+
+    def fail_and_go_on(tx: Tx) -> None:
+        bucket = open_bucket(tx, b"b")
+        bucket.put(b"k00250", b"new")
+        with monkeypatch.context() as patch:
+            patch.setattr(PageWriter, "put", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                bucket.settle(b"k00250")
+
+    with pytest.raises(BucketError, match="the transaction has ended"), updating(path) as tx:
+        fail_and_go_on(tx)
     assert path.read_bytes() == before
 
 

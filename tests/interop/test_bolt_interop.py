@@ -12,14 +12,17 @@ from asyncmig.bolt import BucketBuilder, Db, PageFile, build_file, check, dump, 
 from asyncmig.bolt.build import Fill
 from asyncmig.bolt.format import NO_FREELIST, Malformed, parse_meta
 from asyncmig.errors import DatabaseLockedError
+from tests.bolt.entries import CHANGES, ORDERS, edit_in_file, edit_in_model, in_order, name_of, random_entry, store
 from tests.bolt.helpers import (
     PAGE_SIZES,
     Model,
     Operation,
+    apply_to_model,
     apply_to_tx,
     assert_holds,
     model_lines,
     new_db,
+    open_bucket,
     random_history,
     read_meta,
     updating,
@@ -134,6 +137,32 @@ def test_merging_tall_trees_in_turns(boltool: BoltTool, tmp_path: Path, seed: in
             edit_with_bbolt(boltool, path, ops, FreelistKind())
         if turn % 3 == 0 or not left:
             assert_agreed(boltool, path, model)
+
+
+@pytest.mark.parametrize("freelist", [True, False])
+@pytest.mark.parametrize("page_size", [1024, 4096])
+def test_entries_that_are_edited_as_a_whole(boltool: BoltTool, tmp_path: Path, page_size: int, freelist: bool) -> None:
+    """By recipes and without, and what bbolt makes of them in between."""
+    rng = random.Random(f"{page_size} {freelist}")
+    path = new_db(tmp_path / "db", page_size, freelist=freelist)
+    names = [name_of(i) for i in range(250)]
+    model = Model(0, {b"b1": Model(0, {name: random_entry(rng) for name in names[::2]})})
+    entries = model.create((b"b1",))
+    with updating(path) as tx:
+        store(tx.root, model)
+    for _ in range(2):
+        with updating(path) as tx:
+            for change in rng.sample(CHANGES, 3):
+                order, make = in_order(rng, names, rng.choice(ORDERS)), rng.random() < 0.5
+                edit_in_file(tx, open_bucket(tx, b"b1"), order, change, make=make, uniform=rng.random() < 0.7)
+                edit_in_model(entries, order, change, make=make)
+        assert_agreed(boltool, path, model)
+        ops = [Operation("put", (b"b1", name), b"k", b"bbolt's") for name in rng.sample(names, 100)]
+        ops += [Operation("rmbucket", (b"b1", name)) for name in rng.sample(names, 15)]
+        for op in ops:
+            apply_to_model(model, op)
+        edit_with_bbolt(boltool, path, ops, FreelistKind(no_freelist_sync=not freelist))
+        assert_agreed(boltool, path, model)
 
 
 @pytest.mark.parametrize("change", ["stored to none", "none to stored"])
