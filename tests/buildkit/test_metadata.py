@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 
 from asyncmig.bolt import Db, check
 from asyncmig.bolt.format import MAX_KEY_SIZE
+from asyncmig.buildkit.gojson import GoJSONError, decode
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError
 from asyncmig.sorting import merge_sorted, sorted_in_steps
+from tests.buildkit.test_gojson import VALUES
 from tests.caches import V1Cache, digest, sample_cache, value
 from tests.states import dump_lines
 
@@ -75,6 +78,57 @@ def test_an_index_entry_that_bolt_cannot_hold_is_refused(tmp_path: Path, path: P
     with pytest.raises(RecordError, match="index entry would be"):
         database.index_keys(record)
     database.close()
+
+
+def test_every_malformed_value_is_told(path: Path) -> None:
+    """Those of the usual forms are looked at together, the others one by one."""
+    rng = random.Random(1)
+    records = {f"{i:04}": {f"key {k}": rng.choice(VALUES) for k in range(rng.randrange(4))} for i in range(1500)}
+    for values in records.values():
+        values["cache.parent"] = value("parent")
+    V1Cache(records=records).write_metadata(path)
+    told: list[tuple[str, bytes]] = []
+    with MetadataDb.open(path) as database:
+        read = database.read(on_malformed=lambda record, key, _: told.append((record.id, key)))
+    assert all(record.parent == "parent" for record in read)
+    expected = [
+        (name, key.encode()) for name, values in records.items() for key, raw in values.items() if raw and not is_value(raw)
+    ]
+    assert sorted(told) == sorted(expected)
+    assert 100 < len(expected) < 1000
+
+
+def is_value(raw: bytes) -> bool:
+    try:
+        decode(raw)
+    except GoJSONError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("changes", [0, Changes.CHAIN])
+def test_the_index_in_order_is_that_of_the_values(path: Path, tmp_path: Path, changes: int) -> None:
+    """However an index is spelt, and whatever other values the record has."""
+    rng = random.Random(2)
+    values = [b"", *(raw for raw in VALUES if raw and is_value(raw))]
+    records = {f"{i:04}": {f"key {k}": rng.choice(values) for k in range(rng.randrange(4))} for i in range(1000)}
+    V1Cache(records=records).write_metadata(path)
+    expected: set[bytes] = set()
+    for name, found in records.items():
+        indices = [decode(raw).index for raw in found.values() if raw]
+        if changes:
+            indices += [f"chainid:chain {name}", f"blobchainid:blob chain {name}"]
+        expected.update(f"{index}::{name}".encode() for index in indices if index)
+    with MetadataDb.open(path) as database, open(tmp_path / "new.db", "w+b") as file:
+        read = database.read()
+        for record in read:
+            record.changes = changes
+            record.chain_id, record.blob_chain_id = f"chain {record.id}", f"blob chain {record.id}"
+        database.write(file.fileno(), "new.db", Revision(read, {record.id: record for record in read}, tidy=True))
+    with MetadataDb.open(tmp_path / "new.db") as database:
+        assert list(database.index_entries()) == sorted(expected)
+    assert len(expected) > 300
+    assert check(tmp_path / "new.db").clean
 
 
 def test_a_bucket_where_a_value_belongs_is_refused(path: Path) -> None:
