@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.concurrency import in_thread, run_uncancellable, stepping
 
 pytestmark = pytest.mark.anyio
 
@@ -299,3 +299,36 @@ async def test_the_event_loop_runs_while_the_thread_computes() -> None:
         await in_thread(compute)
         done = True
     assert ticks > 5
+
+
+# -- stepping
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 255, 256, 257, 511, 512, 513, 1000])
+def test_stepping(count: int) -> None:
+    """A checkpoint before the first item, before every 32nd and behind the last; each item is counted once."""
+    told: list[int] = []
+    seen: list[int] = []
+    checkpoints: list[int] = []
+    for item in stepping(lambda: checkpoints.append(len(seen)), iter(range(count)), told.append):
+        assert sum(told) <= len(seen), "what is counted has been dealt with"
+        seen.append(item)
+    assert seen == list(range(count))
+    assert sum(told) == count
+    assert max(told) <= 256
+    assert checkpoints == [*range(0, count, 32), count]
+    assert list(stepping(lambda: None, range(count))) == seen
+
+
+def test_stepping_ends_where_the_checkpoint_raises() -> None:
+    seen: list[int] = []
+    told: list[int] = []
+
+    def checkpoint() -> None:
+        if len(seen) >= 300:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        seen.extend(item for item in stepping(checkpoint, range(10_000), told.append))
+    assert len(seen) == 320
+    assert told == [256]

@@ -17,7 +17,8 @@ import pytest
 
 from asyncmig import opening
 from asyncmig.bolt import Db, dump, verify_pages
-from asyncmig.errors import DatabaseError, LayoutError, StoreError
+from asyncmig.bolt.format import encode_inline
+from asyncmig.errors import BucketError, DatabaseError, LayoutError, StoreError
 from asyncmig.layouts import find_layout
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
@@ -203,6 +204,51 @@ async def test_a_resource_of_a_type_that_containerd_refuses(stores: Stores, work
     with pytest.raises(StoreError, match="can't hold a resource of type nonsense"):
         await stores.leases.protect_many([Lease("x", {}, (Resource("nonsense", "x"),))])
     assert await stores.leases.list_many(["x"]) == [None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Lease(""),
+        Lease("i" * 32_769),
+        Lease("x", {"l" * 32_769: ""}),
+        Lease("x", {"": "v"}),
+        Lease("x", {}, (Resource("content", ""), Resource("content", "c"))),
+        Lease("x", {}, (Resource("content", "c" * 32_769),)),
+        Lease("x", {}, (Resource("snapshots/overlayfs", ""),)),
+        Lease("x", {}, (Resource("snapshots/overlayfs", "s" * 40_000),)),
+        Lease("x", {}, (Resource("snapshots/", "s"),)),
+    ],
+)
+async def test_a_lease_with_a_name_that_bolt_cannot_hold(
+    wrong: Lease, stores: Stores, files: OfflineFiles, worker: Path
+) -> None:
+    """It is refused, as by containerd; written all the same, it would be a database that nobody can open."""
+    assert files.metadata is not None
+    for _ in range(2 if wrong.resources else 1):  # the second time it is there already, without resources
+        before = (worker / "containerdmeta.db").read_bytes()
+        with pytest.raises(BucketError, match=r"a key of \d+ bytes; 1 to 32768 are allowed"):
+            await stores.leases.protect_many([Lease("first"), wrong])
+        assert (worker / "containerdmeta.db").read_bytes() == before
+        await stores.leases.protect_many([Lease("x")])
+    assert files.metadata.pages is not None
+    verify_pages(files.metadata.pages, lost_pages=True)
+
+
+@pytest.mark.parametrize("first", ["a value", "a bucket"])
+async def test_labels_that_are_a_value_are_none(first: str, stores: Stores, files: OfflineFiles) -> None:
+    """Whatever labels of the same bytes are in another lease."""
+    labels = encode_inline([b"l"], [b"v"], 0)
+    assert files.metadata is not None
+    with files.metadata.update() as tx:
+        for name, is_bucket in ((b"1", first == "a bucket"), (b"2", first != "a bucket")):
+            lease = tx.create_path(*LEASES, name)
+            if is_bucket:
+                lease.create_bucket(b"labels").put(b"l", b"v")
+            else:
+                lease.put(b"labels", bytes(labels))
+    found = {lease.id: lease.labels for lease in await stores.leases.list_all()}
+    assert found == ({"1": {}, "2": {"l": "v"}} if first == "a value" else {"1": {"l": "v"}, "2": {}})
 
 
 async def test_many_of_each_kind_in_one_transaction(stores: Stores, files: OfflineFiles, worker: Path) -> None:
