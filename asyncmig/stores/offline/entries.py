@@ -15,6 +15,8 @@ from asyncmig.errors import BucketError, printable
 from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
 from asyncmig.stores.ports import GC_ROOT
 
+_MOST_PLACES = 256
+"""Sets of keys that are remembered: real entries have about ten, a hostile file has what it likes."""
 LABELS = b"labels"
 CREATED_AT = b"createdat"
 UPDATED_AT = b"updatedat"
@@ -67,6 +69,8 @@ class EntryReader:
         """What gets the wanted values, both times and the labels out of the values and, behind them, those of missing keys."""
         place = self._places.get(keys)
         if place is None:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
             at = {key: i for i, key in enumerate(keys)}
             indices = [at.get(key, len(keys)) for key in (*self._wanted, CREATED_AT, UPDATED_AT)]
             place = self._places[keys] = itemgetter(*indices, at.get(LABELS, len(keys) + 1))
