@@ -114,9 +114,8 @@ class Bucket:
 
     def value(self, key: bytes) -> bytes | None:
         """The value of ``key`` as it is stored: that of a nested bucket is a :class:`BucketValue`."""
-        if key in self._children:
-            self.spill_child(key)
-        return self._lookup(key)
+        leaf, i = self.find(key)
+        return None if i is None else leaf.data[i]
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys in order with their values as they are stored.  For read transactions, and faster than :meth:`items`."""
@@ -276,9 +275,9 @@ class Bucket:
         self.tx.check_writable()
         self.check_open()
         way: list[tuple[Node, int]] = []
-        node, low, high = self.root_node(), None, None
+        node = self.root_node()
         while not node.leaf:
-            i, low, high = _step(node, key, low, high)
+            i, _, _ = _step(node, key, None, None)
             child = node.children[i]
             if isinstance(child, int):
                 return

@@ -119,19 +119,19 @@ class Tx:
 
     def tree_page(self, page_id: int) -> tuple[Page, bool]:
         """A branch or leaf page, and whether it is a leaf; it may be one that this transaction has written."""
-        pages = self.file
-        if self._writer:
-            self._writer.flush_page(page_id)
-            pages.high_water_mark = self._writer.space.high_water_mark
-        return pages.tree_page(page_id)
+        return self._file_with(page_id).tree_page(page_id)
 
     def single_leaf(self, page_id: int) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
         """Keys and values of a tree that is one page; ``None`` for another one.  See :meth:`PageFile.single_leaf`."""
+        return self._file_with(page_id).single_leaf(page_id)
+
+    def _file_with(self, page_id: int) -> PageFile:
+        """The file, with what this transaction has written as this page."""
         pages = self.file
         if self._writer:
             self._writer.flush_page(page_id)
             pages.high_water_mark = self._writer.space.high_water_mark
-        return pages.single_leaf(page_id)
+        return pages
 
     def nodes(self, root: Child) -> Iterator[Node]:
         """All nodes of a tree, each branch before what is below it, leaves in the order of their keys."""

@@ -228,27 +228,24 @@ class MetadataDb:
 
     def _revised(self, revision: Revision, index: _NewIndex, checkpoint: Checkpoint) -> Iterator[_Revised]:
         """All entries of ``_main`` in order, the new ones among them, and what becomes of them; fills ``index``."""
-        records = iter(revision.records)
-        record = next(records, None)
-        name = to_bytes(record.id) if record else b""
+        records = ((to_bytes(record.id), record) for record in revision.records)
+        name, record = next(records, _NO_RECORD)
         for key, value, names, values in self._main(checkpoint):
             if names is None:
                 yield key, value, None, None
                 continue
             while record is not None and name < key:
                 yield name, None, None, index.note(record, set_new_values(record, {}))
-                record = next(records, None)
-                name = to_bytes(record.id) if record else b""
+                name, record = next(records, _NO_RECORD)
             if record is None or name != key:
                 yield key, value, (names, values), None
                 continue
             new = set_new_values(record, dict(zip(names, values, strict=True)))
             yield key, value, (names, values), index.note(record, new)
-            record = next(records, None)
-            name = to_bytes(record.id) if record else b""
+            name, record = next(records, _NO_RECORD)
         while record is not None:
-            yield to_bytes(record.id), None, None, index.note(record, set_new_values(record, {}))
-            record = next(records, None)
+            yield name, None, None, index.note(record, set_new_values(record, {}))
+            name, record = next(records, _NO_RECORD)
 
     def _fill_external(self, builder: BucketBuilder, revision: Revision, checkpoint: Checkpoint) -> None:
         for key, value in self._top_entries(EXTERNAL, checkpoint):
@@ -367,6 +364,7 @@ _Revised = tuple[bytes, bytes | None, tuple[Sequence[bytes], Sequence[bytes]] | 
 
 An entry that is no record has a stored value only.
 """
+_NO_RECORD: tuple[bytes, Record | None] = (b"", None)
 
 
 def _change(name: str, old: dict[bytes, bytes] | None, new: dict[bytes, bytes] | None) -> RecordChange | None:

@@ -79,12 +79,12 @@ def _nothing() -> None:
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:
     """How a signal handler gets a function called by the running event loop."""
-    try:
-        return asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio  # noqa: PLC0415
+    loop = _asyncios_loop()
+    if loop is not None:
+        return loop.call_soon_threadsafe
+    import trio  # noqa: PLC0415
 
-        return trio.lowlevel.current_trio_token().run_sync_soon
+    return trio.lowlevel.current_trio_token().run_sync_soon
 
 
 def _asyncios_loop() -> asyncio.AbstractEventLoop | None:

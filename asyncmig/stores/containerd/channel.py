@@ -58,9 +58,8 @@ class _JoinedProtocol(H2Protocol):
         super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
 
 
-class _JoinedUnaryProtocol(UnaryProtocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+class _JoinedUnaryProtocol(_JoinedProtocol, UnaryProtocol):
+    """The writes are joined before :class:`UnaryProtocol` gets the transport."""
 
 
 class _StreamChannel(Channel):

@@ -12,13 +12,13 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 
-from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets, read_contents, write_contents
+from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, StrPath, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.entries import EntryReader, LabelRemoval, set_label
+from asyncmig.stores.offline.entries import EntryReader, by_key, label_edit
 from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, label_values, update, view
 from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo
@@ -137,17 +137,11 @@ class OfflineContent:
             blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)
 
             def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
-                if stored is None:
-                    return None
-                digest = codec.to_text(key)
-                found.add(digest)
-                if value_of is None:
-                    return without_label(stored)
-                entry = read_contents(tx, stored)
-                set_label(tx, entry, name, codec.to_bytes(value_of(digest)), now)
-                return write_contents(tx, entry)
+                if stored is not None:
+                    found.add(codec.to_text(key))
+                return change(key, stored)
 
-            without_label = LabelRemoval(tx, name, now)
+            change = label_edit(tx, name, now, value_of and by_key(value_of))
             if blobs:
                 ordered = sorted_in_steps(list(digests))
                 edit_buckets(blobs, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)

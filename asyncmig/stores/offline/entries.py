@@ -5,11 +5,12 @@ Both write them alike (containerd ``metadata/boltutil``): keys ``createdat`` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
 from asyncmig.bolt import BucketValue, Contents, Tx, UniformEdit, nested_contents, read_contents, write_contents
+from asyncmig.bolt.contents import Edit
 from asyncmig.bolt.format import ELEMENT_SIZE, INLINE_PREFIX, Malformed, decode_inline, encode_inline
 from asyncmig.errors import BucketError, printable
 from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
@@ -163,6 +164,25 @@ class LabelRemoval:
         if LABELS not in keys:
             return False
         return True if self._only_label.value(values[keys.index(LABELS)]) else None
+
+
+def by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
+    """The values of a label by the names of its objects as they are stored."""
+    return lambda key: to_bytes(value_of(to_text(key)))
+
+
+def label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None) -> Edit:
+    """What sets the label of an entry, or without values removes it."""
+    removal = LabelRemoval(tx, label, now)
+
+    def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
+        if stored is None or value_of is None:
+            return removal(stored) if stored else None
+        entry = read_contents(tx, stored)
+        set_label(tx, entry, label, value_of(key), now)
+        return write_contents(tx, entry)
+
+    return edit
 
 
 _GC_ROOT = to_bytes(GC_ROOT)

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from asyncmig.bolt import BucketValue, Checkpoint, Tx, edit_buckets, read_contents, write_contents
-from asyncmig.bolt.contents import Edit
+from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
-from asyncmig.stores.offline.entries import EntryReader, LabelRemoval, set_label
+from asyncmig.stores.offline.entries import EntryReader, by_key, label_edit
 from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, label_values, update, view
 from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import Kind, SnapshotInfo
@@ -205,33 +204,15 @@ class OfflineSnapshots:
             if entries is None or backend_entries is None:
                 return [False for _ in names]
             ordered = map(codec.to_bytes, stepping(checkpoint, found, self._progress))
-            edit_buckets(entries, ordered, _label_edit(metadata, label_name, now, value_of and _by_key(value_of)))
+            edit_buckets(entries, ordered, label_edit(metadata, label_name, now, value_of and by_key(value_of)))
             # Only inherited labels reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
             in_backend = None
             if value_of is not None and (label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)):
                 values = {key: codec.to_bytes(value_of(name)) for name, key in zip(found, backend_keys, strict=True)}
                 in_backend = values.__getitem__
             backend_ordered = stepping(checkpoint, sorted_in_steps(backend_keys))
-            edit_buckets(backend_entries, backend_ordered, _label_edit(backend, label_name, now, in_backend))
+            edit_buckets(backend_entries, backend_ordered, label_edit(backend, label_name, now, in_backend))
         return [name not in missing for name in names]
-
-
-def _by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
-    return lambda key: codec.to_bytes(value_of(codec.to_text(key)))
-
-
-def _label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None) -> Edit:
-    """What sets the label of an entry, or without values removes it."""
-    removal = LabelRemoval(tx, label, now)
-
-    def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
-        if stored is None or value_of is None:
-            return removal(stored) if stored else None
-        entry = read_contents(tx, stored)
-        set_label(tx, entry, label, value_of(key), now)
-        return write_contents(tx, entry)
-
-    return edit
 
 
 def _info(name: str, kind: int, parent: str, root: str | None) -> SnapshotInfo:
