@@ -7,75 +7,20 @@ prints its version need not wait, and an event loop must not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, StrPath, printable
-from asyncmig.migration.decisions import OnBroken, Policy
+from asyncmig.errors import StrPath
 from asyncmig.migration.progress import Progress
-from asyncmig.migration.semantics import DEFAULT, SEMANTICS
+from asyncmig.options import Options
 
 if TYPE_CHECKING:
     from asyncmig.migration.findings import Verification
     from asyncmig.migration.plan import Change
     from asyncmig.migration.report import Report
     from asyncmig.runs import Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to migrate.
-
-    ``semantics``: what to write, a name of :data:`SEMANTICS`.  ``layout``: ``oci`` (the stores lie in the worker directory),
-    ``containerd`` (they are in a containerd) or ``auto``.  ``snapshotter``: its name; told from the directory if ``None``.
-    ``dry_run``: change nothing.
-
-    For hardened semantics: ``on_broken`` tells what is done about broken records, ``max_dropped`` is the percentage of all
-    records that may be dropped, ``strip_leftovers`` takes v1's label from what belongs to no record, too.
-
-    For a cache in a containerd: ``containerd_root`` is the root directory of a stopped one; otherwise it must run, and
-    ``address`` is its unix socket (a path, or ``unix:///path``; ``None``: ``$CONTAINERD_ADDRESS``, or
-    ``/run/containerd/containerd.sock``).  ``namespace``: containerd's (``None``: ``$CONTAINERD_NAMESPACE``, or ``buildkit``).
-    ``concurrency``: calls at a time to a running containerd.  ``timeout``: seconds for which one that has gone, or does not
-    answer, is waited for before the migration fails.
-    """
-
-    semantics: str = DEFAULT.name
-    layout: str = "auto"
-    snapshotter: str | None = None
-    namespace: str | None = None
-    containerd_root: StrPath | None = None
-    address: str | None = None
-    concurrency: int = 16
-    timeout: float = 120.0
-    on_broken: OnBroken | str = OnBroken.REPAIR
-    max_dropped: float = 5.0
-    strip_leftovers: bool = False
-    dry_run: bool = False
-
-    def check(self) -> None:
-        """Raise :class:`AsyncmigError` for a value that makes no sense."""
-        if self.semantics not in SEMANTICS:
-            raise AsyncmigError(f"unknown semantics {printable(self.semantics)}; choose from {', '.join(SEMANTICS)}")
-        if self.on_broken not in list(OnBroken):
-            raise AsyncmigError(f"on_broken {printable(self.on_broken)}: choose from {', '.join(OnBroken)}")
-        if self.concurrency < 1:
-            raise AsyncmigError(f"concurrency {self.concurrency}: at least one call at a time is needed")
-        if not 0 <= self.timeout < float("inf"):
-            raise AsyncmigError(f"timeout {self.timeout}: give a number of seconds")
-        if not 0 <= self.max_dropped <= 100:
-            raise AsyncmigError(f"max_dropped {self.max_dropped}: give a percentage")
-        if not SEMANTICS[self.semantics].repairs and self.policy != Policy():
-            raise AsyncmigError(
-                f"on_broken, max_dropped and strip_leftovers are for hardened semantics; {self.semantics} has no choice there"
-            )
-
-    @property
-    def policy(self) -> Policy:
-        """What is wanted where a cache is not as it should be."""
-        return Policy(OnBroken(self.on_broken), self.max_dropped, self.strip_leftovers)
 
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:

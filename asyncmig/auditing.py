@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from time import perf_counter
 
-from asyncmig.api import Options
 from asyncmig.bolt import Checkpoint
 from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import in_thread
@@ -15,6 +14,7 @@ from asyncmig.migration.audit import audit
 from asyncmig.migration.findings import Verification
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
+from asyncmig.options import Options
 from asyncmig.paths import exists
 from asyncmig.runs import as_noted, layout_of, open_databases, open_for
 

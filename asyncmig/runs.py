@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 
-from asyncmig.api import Options
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
@@ -26,6 +25,7 @@ from asyncmig.migration.report import Notice, Outcome, Report
 from asyncmig.migration.rollback import Rollback
 from asyncmig.migration.semantics import SEMANTICS
 from asyncmig.opening import OpenStores, open_stores
+from asyncmig.options import Options
 from asyncmig.paths import exists
 from asyncmig.preflight import check_room, expected_seconds, look_ahead
 
