@@ -1,5 +1,6 @@
 # make demo    set everything up, make a v1 cache, migrate it offline, show before and after
 # make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
+# make torture put it through crashes, kills, faults and hostile input at full length; TORTURE_ARGS has options of python -m tests.torture
 # make lint    ruff and mypy
 # make protos  compile protos/ anew
 # make bench   measure everything on this machine, in about five minutes; BENCH_ARGS has options of python -m benchmarks
@@ -10,13 +11,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format protos bench bench-large bench-live tools clean
+.PHONY: demo test torture lint format protos bench bench-large bench-live tools clean
 
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
 
 test: $(VENV)/.ready-dev tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+torture: $(VENV)/.ready-dev tools
+	$(BIN)/python -m tests.torture $(TORTURE_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,7 @@
+"""The campaigns that there are, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.torture.campaign import Campaign
+
+CAMPAIGNS: list[Campaign] = []
