@@ -31,8 +31,11 @@ ASIDE = "metadata_v2.db.rolled-back"
 KILLED = 137
 
 
-OWNED = {*sample_cache().snapshots, *sample_cache().blobs} - {"view"}
-"""What the records own."""
+def owned_in_sample(semantics: str) -> set[str]:
+    """What the records of the marked sample own; not what upstream leaves to somebody's lease that lacks it."""
+    cache = sample_cache()
+    left = {"b", digest("blob b")} if semantics == "upstream" else set()
+    return {*cache.snapshots, *cache.blobs} - {"view"} - left
 
 
 # -- killing
@@ -90,11 +93,9 @@ def original_state(worker: Path) -> object:
     return [lasting(dump_lines(worker / name)) for name in STORES], (worker / "metadata.db").read_bytes().hex(), files
 
 
-def check_protection(worker: Path, semantics: str) -> None:
+def check_protection(worker: Path, semantics: str, owned: set[str]) -> None:
     """Whatever containerd collects now, nothing that a record owns goes; and an old daemon finds its labels or is kept out."""
-    owned, rooted, held = set(OWNED), set(), set()
-    if semantics == "upstream":
-        owned -= {"b", digest("blob b")}  # which it leaves to somebody's lease that lacks them
+    rooted, held = set(), set()
     for entry in map(json.loads, dump_lines(worker / "containerdmeta.db")):
         if entry.get("k") == ROOT:
             rooted.add(entry["p"][-2])
@@ -166,9 +167,9 @@ class Points:
         shutil.rmtree(worker, ignore_errors=True)
         shutil.copytree(self._begin, worker)
         was_killed = self._run(self._killed, worker, point)
-        check_protection(worker, self._semantics)
+        check_protection(worker, self._semantics, owned_in_sample(self._semantics))
         self._run(self._then, worker, 1 + point * 7 % 40)
-        check_protection(worker, self._semantics)
+        check_protection(worker, self._semantics, owned_in_sample(self._semantics))
         self._run(self._then, worker)
         assert self._state(worker) == self._expected, "it ended in another state"
         return was_killed

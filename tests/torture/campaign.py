@@ -37,13 +37,14 @@ class Campaign(Protocol):
     """Cases of one kind.
 
     ``name`` is what ``--only`` takes, ``unit`` what is counted (states, kills), ``full`` how many a long run tries, and ``few``
-    how many ``make test`` does.
+    how many ``make test`` does.  ``without`` says, once the cases have begun, what they leave out here and why.
     """
 
     name: str
     unit: str
     full: int
     few: int
+    without: str
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """About ``count`` cases, spread evenly where there are more; they may use ``directory`` as they like, one at a time.
@@ -90,6 +91,7 @@ def run(
                 progress(tally)
                 if len(tally.failures) >= give_up_after:
                     break
+            tally.left_out = campaign.without
     except Unavailable as reason:
         tally.left_out = str(reason)
     tally.seconds = time.perf_counter() - start

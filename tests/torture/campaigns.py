@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.torture.campaign import Campaign
+from tests.torture.crash import CrashCampaign
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [CrashCampaign()]

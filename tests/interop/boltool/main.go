@@ -49,6 +49,7 @@ const (
 )
 
 const usage = `usage: boltool check FILE
+       boltool check-stream - < FILES
        boltool dump FILE
        boltool apply FILE [-page-size N] [-no-freelist-sync] [-map-freelist] < SCRIPT
        boltool hold FILE [-read-only]
@@ -61,6 +62,7 @@ type command func(file string, flags []string) (int, error)
 var commands = map[string]command{
 	"check":        superviseCheck,
 	"check-worker": check,
+	"check-stream": checkStream,
 	"dump":         dump,
 	"apply":        apply,
 	"hold":         hold,
@@ -195,11 +197,15 @@ func workerCode(err error, stderr []byte) (int, error) {
 func check(file string, _ []string) (int, error) {
 	go exitWithParent()
 	go limitHeap()
+	return checkFile(file, os.Stdout)
+}
+
+func checkFile(file string, out io.Writer) (int, error) {
 	db, err := openExisting(file, true, lockTimeout)
 	if err != nil {
 		code := openCode(err)
 		if code == exitNo {
-			fmt.Println("open:", err)
+			fmt.Fprintln(out, "open:", err)
 			return code, nil
 		}
 		return code, err
@@ -207,9 +213,9 @@ func check(file string, _ []string) (int, error) {
 	defer db.Close()
 	errorCount := 0
 	report := func(err error) {
-		fmt.Println(err)
+		fmt.Fprintln(out, err)
 		if errorCount++; errorCount == maxErrors {
-			fmt.Println("too many errors")
+			fmt.Fprintln(out, "too many errors")
 			os.Exit(exitNo) // not a return: Tx.Check is still reading the mapping
 		}
 	}
@@ -229,6 +235,31 @@ func check(file string, _ []string) (int, error) {
 		return exitNo, nil
 	}
 	return exitOK, nil
+}
+
+// checkStream checks one file after the other, for thousands of files that should all be sound. It answers each
+// name that comes in on a line with one JSON text: what is wrong, "" if nothing is. On a file that is badly
+// damaged it may end: check says more.
+func checkStream(_ string, flags []string) (int, error) {
+	if err := noFlags(flags); err != nil {
+		return exitUnable, err
+	}
+	go limitHeap()
+	answers := json.NewEncoder(os.Stdout)
+	names := bufio.NewScanner(os.Stdin)
+	for names.Scan() {
+		var found strings.Builder
+		code, err := checkFile(names.Text(), &found)
+		if err != nil {
+			fmt.Fprintln(&found, err)
+		} else if code != exitOK && found.Len() == 0 {
+			fmt.Fprintln(&found, "code", code)
+		}
+		if err := answers.Encode(found.String()); err != nil {
+			return exitUnable, err
+		}
+	}
+	return exitOK, names.Err()
 }
 
 // exitWithParent ends this process once the other end of its stdin is gone.

@@ -1,0 +1,116 @@
+"""The simulation of power cuts can fail: it notices when a sync is left out."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.torture.crash import SCENARIOS, Crashes, Scenario
+from tests.torture.disk import Cut, Recording, State, Sync, SyncDirectory, contents, recording
+
+STATES = 60
+
+SYNCS = {"new database": 0, "journal": 1, "journal's name": 2, "commit of the leases": 4, "new database's name": 5}
+"""Which of the syncs of a migration, in the order of their making, and what it is for."""
+
+
+@pytest.fixture
+def crashes(tmp_path: Path) -> Crashes:
+    """Power cuts of a migration of the tiny cache."""
+    return Crashes(Scenario("tiny", "hardened", "migrate"), tmp_path, 1, None)
+
+
+def failures(crashes: Crashes) -> int:
+    """How many of some random states are not survived."""
+    found = 0
+    for name, state in crashes.random_states(3, STATES):
+        try:
+            crashes.survives(name, state)
+        except Exception:  # whatever it is that goes wrong
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_sync_that_is_left_out_is_noticed(crashes: Crashes, sync: str) -> None:
+    events = crashes.record.events
+    syncs = [i for i, event in enumerate(events) if isinstance(event, Sync | SyncDirectory)]
+    del events[syncs[SYNCS[sync]]]
+    assert failures(crashes)
+
+
+def test_nothing_is_noticed_where_nothing_is_left_out(crashes: Crashes) -> None:
+    assert not failures(crashes)
+
+
+def test_each_scenario_has_a_name_of_its_own() -> None:
+    assert len({str(scenario) for scenario in SCENARIOS}) == len(SCENARIOS)
+
+
+# -- the disk
+
+
+def states_at_the_end(record: Recording) -> set[tuple[tuple[str, bytes], ...]]:
+    """Every state that a power cut at the end may leave."""
+    found = Cut(record, len(record.events)).every_state(10_000)
+    assert found is not None
+    return {as_items(state) for state in found}
+
+
+def as_items(state: State) -> tuple[tuple[str, bytes], ...]:
+    return tuple(sorted((name, content) for name, (content, _) in state.items()))
+
+
+def test_any_sectors_and_any_length_may_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "root" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"a" * 512)
+    with recording(path.parent) as record:
+        fd = os.open(str(path), os.O_RDWR)
+        os.pwrite(fd, b"b" * 512, 0)
+        os.fsync(fd)
+        os.pwrite(fd, b"c" * 1024, 0)
+        os.close(fd)
+    first, second = (b"b" * 512, b"c" * 512), (b"", bytes(512), b"c" * 512)
+    assert states_at_the_end(record) == {(("file", a + b),) for a in first for b in second}
+    assert contents(path.parent)["file"][0] == b"c" * 1024
+
+
+def test_names_are_open_until_the_directory_is_synced(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    with recording(tmp_path) as record:
+        fd = os.open(str(tmp_path / "old.tmp"), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.pwrite(fd, b"new", 0)
+        os.fsync(fd)
+        os.close(fd)
+        os.rename(str(tmp_path / "old.tmp"), str(tmp_path / "old"))
+        before_sync = len(record.events)
+        directory = os.open(str(tmp_path), os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(directory)
+        os.close(directory)
+    at_rename = Cut(record, before_sync).every_state(100)
+    assert at_rename is not None
+    assert {as_items(state) for state in at_rename} == {
+        (("old", b"old"),),
+        (("old", b"old"), ("old.tmp", b"new")),
+        (("old", b"new"),),
+    }
+    assert states_at_the_end(record) == {(("old", b"new"),)}
+
+
+def test_random_states_are_among_all_states(tmp_path: Path) -> None:
+    crashes = Crashes(Scenario("tiny", "upstream", "rollback"), tmp_path, 1, None)
+    for at in crashes.record.cuts():
+        cut = Cut(crashes.record, at)
+        every = cut.every_state(10_000)
+        assert every is not None
+        known = {as_items(state) for state in every}
+        assert {as_items(cut.random_state(random.Random(i))) for i in range(50)} <= known
+
+
+def test_what_escapes_the_recording_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not complete"), recording(tmp_path):
+        (tmp_path / "file").write_bytes(b"written by a way that is not watched")
