@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.torture.campaign import Campaign
 from tests.torture.crash import CrashCampaign
+from tests.torture.crash_live import LiveCrashCampaign
 
-CAMPAIGNS: list[Campaign] = [CrashCampaign()]
+CAMPAIGNS: list[Campaign] = [CrashCampaign(), LiveCrashCampaign()]
