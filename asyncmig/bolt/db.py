@@ -37,6 +37,7 @@ class Db:
         self._open_transactions = 0
         self._writing = False
         self._broken: str | None = None
+        self._settled = False
 
     @classmethod
     def open(
@@ -81,6 +82,20 @@ class Db:
         self.sync()
         self.reload()
 
+    def _settle(self) -> None:
+        """Make the committed state durable before the first change.
+
+        Another process may have been killed between the writing of the meta page and its sync: everybody sees its commit, but
+        the disk may have the one before, whose pages the next commit takes for free.  The meta page is written again and not
+        only synced, because after a sync that has failed Linux takes the page for clean, and the next sync does nothing.
+        bbolt lacks this.
+        """
+        assert self.pages is not None
+        meta = self.pages.meta
+        write_all(self.fd, self.path, [meta.pack()], meta.txid % 2 * meta.page_size)
+        self.sync()
+        self._settled = True
+
     def note(self) -> str:
         """What an operator may want to know of a meta page that is unusable while the other one is good; "" if both are."""
         if self.pages is None or not self.pages.bad_meta:
@@ -119,6 +134,8 @@ class Db:
         self._check_usable(writable)
         if writable and self.pages is None:
             self._initialise()
+        if writable and not self._settled:
+            self._settle()
         free = self._free_pages() if writable else []
         tx = Tx(self.pages, self.path, free, writable=writable)
         self._open_transactions += 1

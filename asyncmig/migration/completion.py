@@ -6,6 +6,7 @@ from asyncmig.concurrency import in_thread, run_uncancellable
 from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.publish import settle_name
 from asyncmig.migration.release import ReleasePlan, release
 from asyncmig.migration.report import Notice, Report
 from asyncmig.stores.ports import Stores
@@ -14,8 +15,8 @@ from asyncmig.stores.ports import Stores
 async def complete(journal: Journal, file: JournalFile, stores: Stores, report: Report, progress: Progress) -> None:
     """Remove the labels that the journal names.
 
-    They are safe to go: the database was published after all leases had been verified, and what a newer daemon has changed
-    since is protected by its own leases.  What is not there any more, that daemon has removed.
+    They are safe to go once the database's name is durable: it was published after all leases had been verified, and what a
+    newer daemon has changed since is protected by its own leases.  What is not there any more, that daemon has removed.
 
     Not interrupted by any cancellation.  Raises :class:`IncompleteMigrationError`.
     """
@@ -24,6 +25,7 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, report: 
     async def work() -> None:
         progress.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs))
         with report.timed(Stage.RELEASE):
+            await in_thread(lambda _: settle_name(file.path))
             await release(report.counts, stores, plan)
         await in_thread(lambda _: file.note_complete())
 

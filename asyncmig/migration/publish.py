@@ -74,6 +74,14 @@ class NewDatabase:
                 os.unlink(self.path)
 
 
+def settle_name(target: str) -> None:
+    """Make durable what another process has published and, being killed, perhaps not synced.  Raises :class:`DatabaseError`."""
+    try:
+        sync_directory(os.path.dirname(target))
+    except OSError as error:
+        raise DatabaseError(target, f"cannot sync its directory: {error.strerror}") from error
+
+
 def sync_directory(path: str) -> None:
     """Make a rename in the directory durable."""
     fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.torture.campaign import Campaign
-from tests.torture.crash import CrashCampaign
+from tests.torture.crash import CrashCampaign, KillAndCrashCampaign
 from tests.torture.crash_live import LiveCrashCampaign
 
-CAMPAIGNS: list[Campaign] = [CrashCampaign(), LiveCrashCampaign()]
+CAMPAIGNS: list[Campaign] = [CrashCampaign(), KillAndCrashCampaign(), LiveCrashCampaign()]

@@ -26,7 +26,7 @@ from tests.faults.kill_points import (
 from tests.interop.boltool import BoltTool, build_boltool, find_go
 from tests.states import dump_lines
 from tests.torture.campaign import Case
-from tests.torture.disk import Cut, Name, Recording, State, SyncDirectory, contents, recording, write_state
+from tests.torture.disk import Cut, Name, Recording, State, SyncDirectory, contents, recording, replay, write_state
 
 V2 = "metadata_v2.db"
 DATABASES = ("metadata.db", "containerdmeta.db", "snapshots/metadata.db", V2)
@@ -163,6 +163,21 @@ class Crashes:
 
     # -- what must hold
 
+    def survives_after_kill(self, name: str) -> None:
+        """The same with a process that is killed first, and a second one whose work is cut off.
+
+        What the first one had not synced the second one sees, but it may not be on the disk.
+        """
+        rng = random.Random(f"{self.scenario} {name}")
+        point = rng.randrange(1, len(self.record.events) + 1)
+        record = self.record.killed(point)
+        self._write(replay(record))
+        then = rng.choice([migrate, rollback])
+        with recording(self._worker, record):
+            then(self._worker, rng.choice(["asyncio", "trio"]), self.scenario.semantics)
+        at = rng.choice(record.cuts(point))
+        self.survives(name, Cut(record, at).random_state(rng))
+
     def survives(self, name: str, state: State) -> None:
         """Raise ``AssertionError`` unless all is well in the state, and another run gets from it to where it should."""
         rng = random.Random(f"{self.scenario} {name}")
@@ -208,16 +223,13 @@ def _published(record: Recording) -> int:
     return renamed + 2
 
 
-# -- the campaign
+# -- the campaigns
 
 
-class CrashCampaign:
-    """All states that a power cut may leave of a tiny cache, and some of those of larger ones."""
+class _Crashing:
+    """Cases of all scenarios, with the real bbolt where it can be had."""
 
-    name = "crash"
     unit = "states"
-    full = 12_000
-    few = 300
     without = ""
     """What is left out, and why."""
 
@@ -230,12 +242,30 @@ class CrashCampaign:
                 bolt_check = stack.enter_context(BoltTool(build_boltool(directory)).checker())
             for scenario in SCENARIOS:
                 crashes = Crashes(scenario, directory / str(scenario).replace("/", "-"), seed, bolt_check)
-                for name, state in self._states(crashes, seed, count):
-                    yield Case(f"{scenario}/{name}", partial(crashes.survives, name, state))
+                yield from self._of(crashes, seed, count)
+
+    def _of(self, crashes: Crashes, seed: int, count: int) -> Iterator[Case]:
+        raise NotImplementedError
+
+
+def _share(crashes: Crashes, count: int) -> int:
+    scenarios = sum(1 for scenario in SCENARIOS if scenario.cache == crashes.scenario.cache)
+    return max(1, round(count * PARTS[crashes.scenario.cache] / scenarios))
+
+
+class CrashCampaign(_Crashing):
+    """All states that a power cut may leave of a tiny cache, and some of those of larger ones."""
+
+    name = "crash"
+    full = 12_000
+    few = 300
+
+    def _of(self, crashes: Crashes, seed: int, count: int) -> Iterator[Case]:
+        for name, state in self._states(crashes, seed, count):
+            yield Case(f"{crashes.scenario}/{name}", partial(crashes.survives, name, state))
 
     def _states(self, crashes: Crashes, seed: int, count: int) -> Iterator[tuple[str, State]]:
-        scenarios = sum(1 for scenario in SCENARIOS if scenario.cache == crashes.scenario.cache)
-        share = max(1, round(count * PARTS[crashes.scenario.cache] / scenarios))
+        share = _share(crashes, count)
         if crashes.scenario.cache != "tiny":
             yield from crashes.random_states(seed, share)
             return
@@ -244,3 +274,16 @@ class CrashCampaign:
         for i, case in enumerate(crashes.every_state()):
             if i % step == seed % step:
                 yield case
+
+
+class KillAndCrashCampaign(_Crashing):
+    """Some of the states that a power cut may leave of the run that follows a killed one."""
+
+    name = "kill-and-crash"
+    full = 3_000
+    few = 60
+
+    def _of(self, crashes: Crashes, seed: int, count: int) -> Iterator[Case]:
+        for i in range(_share(crashes, count)):
+            name = f"{seed}/{i}"
+            yield Case(f"{crashes.scenario}/{name}", partial(crashes.survives_after_kill, name))

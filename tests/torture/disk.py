@@ -12,6 +12,7 @@ No file system is as bad as that; each one is so in part.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import random
@@ -116,12 +117,19 @@ class Recording:
                 _rename(names, event)
         return names
 
-    def cuts(self) -> list[int]:
-        """The times at which most is undecided: before each sync, and at the end.
+    def cuts(self, start: int = 0) -> list[int]:
+        """The times at which most is undecided: before each sync behind ``start``, and at the end.
 
         What a cut between two syncs may leave is among what one before the second of them may leave.
         """
-        return [i for i, event in enumerate(self.events) if isinstance(event, Sync | SyncDirectory)] + [len(self.events)]
+        syncs = [i for i, event in enumerate(self.events) if isinstance(event, Sync | SyncDirectory) and i >= start]
+        return [*syncs, len(self.events)]
+
+    def killed(self, point: int) -> Recording:
+        """The recording up to an event behind which the process is gone; what it had not synced is as open as before."""
+        shortened = copy.copy(self)
+        shortened.events = self.events[:point]
+        return shortened
 
 
 def _rename(names: Names, event: Name) -> None:
@@ -137,12 +145,13 @@ def _rename(names: Names, event: Name) -> None:
 
 
 @contextmanager
-def recording(root: Path) -> Iterator[Recording]:
+def recording(root: Path, earlier: Recording | None = None) -> Iterator[Recording]:
     """Record all that this process does below ``root`` until the end of the block.
 
-    Raises ``AssertionError`` at the end if anything has escaped: what was recorded must give what is there.
+    ``earlier``: the recording of another one that was killed; it goes on.  Raises ``AssertionError`` at the end if anything has
+    escaped: what was recorded must give what is there.
     """
-    record = Recording(root)
+    record = earlier or Recording(root)
     with ExitStack() as stack:
         for name, function in _Recorder(record).functions().items():
             stack.enter_context(mock.patch.object(os, name, function))

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.caches import marked_cache
+from tests.faults.kill_points import migrate
 from tests.torture.crash import SCENARIOS, Crashes, Scenario
-from tests.torture.disk import Cut, Recording, State, Sync, SyncDirectory, contents, recording
+from tests.torture.disk import (
+    Cut,
+    Name,
+    Recording,
+    State,
+    Sync,
+    SyncDirectory,
+    Write,
+    contents,
+    recording,
+    replay,
+    write_state,
+)
 
 STATES = 60
 
@@ -48,6 +63,25 @@ def test_nothing_is_noticed_where_nothing_is_left_out(crashes: Crashes) -> None:
 
 def test_each_scenario_has_a_name_of_its_own() -> None:
     assert len({str(scenario) for scenario in SCENARIOS}) == len(SCENARIOS)
+
+
+# -- after a process that was killed
+
+
+def test_a_name_that_is_not_durable_is_made_so_before_labels_go(tmp_path: Path) -> None:
+    """A migration was killed between the rename of the new database and the sync of the directory."""
+    worker = marked_cache().write(tmp_path / "runc-overlayfs")
+    with recording(worker) as record:
+        migrate(worker, "asyncio", "hardened")
+    renamed = next(i for i, e in enumerate(record.events) if isinstance(e, Name) and e.name == "metadata_v2.db")
+    killed = record.killed(renamed + 1)
+    shutil.rmtree(worker)
+    write_state(replay(killed), worker)
+    with recording(worker, killed):
+        migrate(worker, "asyncio", "hardened")
+    left = killed.events[renamed + 1 :]
+    assert isinstance(left[0], SyncDirectory)
+    assert any(isinstance(event, Write) for event in left)
 
 
 # -- the disk
