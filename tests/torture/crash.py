@@ -154,9 +154,9 @@ class Crashes:
             for i, state in enumerate(states):
                 yield f"{at}/{i}", state
 
-    def random_states(self, seed: int, count: int) -> Iterator[tuple[str, State]]:
-        """As many states, all cuts in turn."""
-        cuts = self.record.cuts()
+    def random_states(self, seed: int, count: int, start: int = 0) -> Iterator[tuple[str, State]]:
+        """As many states, all cuts behind ``start`` in turn."""
+        cuts = self.record.cuts(start)
         for i in range(count):
             at = cuts[i % len(cuts)]
             yield f"{at}/{i}", Cut(self.record, at).random_state(random.Random(f"{seed} {self.scenario} {at} {i}"))
