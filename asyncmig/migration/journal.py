@@ -28,6 +28,7 @@ from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
 from asyncmig.errors import DatabaseError, printable
 from asyncmig.migration.publish import sync_directory
+from asyncmig.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
 VERSION = 2
@@ -105,7 +106,7 @@ class JournalFile:
     def read(self, checkpoint: Checkpoint = no_checkpoint) -> Journal | None:
         """The journal; ``None`` if there is none."""
         try:
-            with open(self.path, encoding="ascii") as file:
+            with open(open_to_read(self.path), encoding="ascii") as file:
                 return _parse(file, checkpoint)
         except FileNotFoundError:
             return None
@@ -155,7 +156,7 @@ class JournalFile:
 
     def _append(self, what: str) -> None:
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(fd, "a", encoding="ascii") as file:
                 # After a line that a power cut has torn, this one must not be a part of it.
                 file.write(f"\n{json.dumps([what])}\n")
@@ -209,8 +210,7 @@ def fingerprint(path: str) -> str:
     Raises :class:`DatabaseError`.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            return f"{os.fstat(fd).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
+        with open(open_to_read(path), "rb") as file:
+            return f"{os.fstat(file.fileno()).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
     except OSError as error:
         raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error
