@@ -42,6 +42,18 @@ def test_a_dump_is_the_same_json_as_ever(tmp_path: Path) -> None:
     assert json.loads(line) == {"p": ["b"], "k": "\x9b\u202e\U000e0001x", "v": "\u2066 é \U0001f600"}
 
 
+def test_a_journal_that_somebody_else_has_written(tmp_path: Path) -> None:
+    """A rollback tells of the semantics, the namespace and the snapshotter that it names."""
+    worker = damaged("none", tmp_path / "runc-overlayfs")
+    with Commands() as running:
+        check_all(running, [["migrate", str(worker)]])
+        path = worker / "metadata_v2.db.journal"
+        path.write_text(path.read_text("ascii").replace('"hardened"', json.dumps(EVIL)), "ascii")
+        [output] = check_all(running, [["rollback", str(worker)]])
+    assert output.code == 0
+    assert rb"semantics:      \x1b[6n\x1b]0;owned\x07" in output.stdout
+
+
 async def test_what_a_program_gets_to_log(tmp_path: Path) -> None:
     """Messages of errors, and the texts of reports: not only what the command prints."""
     texts = []

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
@@ -170,12 +170,14 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     head = json.loads(next(file, ""))
     if head.pop("asyncmig_journal") != VERSION:
         raise ValueError("another version")
+    _require_texts(head.values())
     journal = Journal(**head)
     lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
         kind, *rest = json.loads(line)
         if kind == "end":
             break
+        _require_texts(rest if kind != "lease" else rest[:1])
         _NOTES[kind](journal, *rest)
     else:
         raise ValueError("it has no end")
@@ -185,8 +187,16 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     return journal
 
 
+def _require_texts(values: Iterable[object]) -> None:
+    if not all(isinstance(text, str) for text in values):
+        raise TypeError("not a text")
+
+
 def _note_lease(journal: Journal, lease_id: str, before: list[list[str]] | None) -> None:
-    journal.leases[lease_id] = None if before is None else tuple(Resource(kind, name) for kind, name in before)
+    resources = None if before is None else tuple(Resource(kind, name) for kind, name in before)
+    for resource in resources or ():
+        _require_texts((resource.type, resource.id))
+    journal.leases[lease_id] = resources
 
 
 _NOTES: Mapping[str, Callable[..., Any]] = {

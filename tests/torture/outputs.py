@@ -296,9 +296,10 @@ def _run_on_damage(running: Commands, directory: Path, name: str, semantics: str
         outputs = check_all(running, commands, terminal=terminal)
         for report in reports:
             check_report(Path(report))
-        seen = b"".join(output.stdout + output.stderr for output in outputs).decode()
-        assert MARKUP in seen, f"{name}: {seen}"
-        assert broken == "fail" or r"\x1b[6n\x1b]0;owned\x07\x9b5n\r\n" in seen
+        if name == "none":
+            seen = b"".join(output.stdout + output.stderr for output in outputs).decode()
+            assert MARKUP in seen, seen
+            assert r"\x1b[6n\x1b]0;owned\x07\x9b5n\r\n" in seen, seen
 
 
 def _journals(good: str) -> list[str]:
