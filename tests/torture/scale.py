@@ -257,7 +257,6 @@ SHAPES = (
         1,
     ),
     Shape("tiny records", tiny, 100_000, 2000, 3, 4.0),
-    Shape("a million tiny records", tiny, 1_000_000, 100, 1, 1.0, alone=True),
     Shape("longest names", partial(long_ids, length=_LONGEST, blob=False), 2000, 20, 1500, 40.0),
     Shape("longest names of layers", partial(long_ids, length=_LONGEST_WITH_CHAIN, blob=True), 2000, 20, 1500, 40.0),
     Shape(
@@ -270,6 +269,7 @@ SHAPES = (
         {"upstream": _TOO_LONG},
     ),
     Shape("longest names of holders", long_owner, 1000, 20, 3000, 40.0),
+    Shape("a million tiny records", tiny, 1_000_000, 100, 1, 1.0, alone=True),
 )
 
 
