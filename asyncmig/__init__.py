@@ -22,6 +22,7 @@ from asyncmig.errors import (
     LayoutError,
     RecordError,
     StoreError,
+    UntrustedError,
 )
 from asyncmig.migration.decisions import Decision, OnBroken
 from asyncmig.migration.findings import Finding, Verification
@@ -75,6 +76,7 @@ __all__ = [
     "Report",
     "Stage",
     "StoreError",
+    "UntrustedError",
     "Verification",
     "__version__",
     "migrate",

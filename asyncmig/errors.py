@@ -23,6 +23,7 @@ __all__ = [
     "RecordError",
     "StoreError",
     "UncertainCommitError",
+    "UntrustedError",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -75,6 +76,10 @@ class BucketError(AsyncmigError):
 
 class LayoutError(AsyncmigError):
     """A directory is not a cache that can be migrated, or it cannot be told which one is meant."""
+
+
+class UntrustedError(LayoutError):
+    """A file or directory of a cache is what a careful root must not touch: a link, a pipe, somebody else's."""
 
 
 class RecordError(AsyncmigError):

@@ -28,8 +28,8 @@ _NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db), which this
 class Layout:
     """The places of one cache.
 
-    ``name`` is ``oci`` or ``containerd``; ``directory`` is the worker directory, links resolved, and ``links`` are those that
-    led there; ``snapshotter`` is "" while it is not known.
+    ``name`` is ``oci`` or ``containerd``; ``directory`` is the worker directory, links resolved as in ``containerd_root``, and
+    ``links`` are those that led there; ``snapshotter`` is "" while it is not known.
     The stores are in a running containerd if ``address`` is given, its socket; in the files of a stopped one if
     ``containerd_root`` is, its root; otherwise in the worker directory.
     Sources of the paths: moby/buildkit ``worker/runc/runc.go``, containerd's plugin ids.
@@ -52,6 +52,16 @@ class Layout:
     def v2(self) -> str:
         """The database it becomes."""
         return os.path.join(self.directory, V2)
+
+    @property
+    def journal(self) -> str:
+        """What a migration notes of what it changes."""
+        return self.v2 + ".journal"
+
+    @property
+    def temporary(self) -> list[str]:
+        """The names under which new files are written; what is left there of an earlier attempt is removed."""
+        return [self.v2 + ".tmp", self.journal + ".tmp"]
 
     @property
     def edited(self) -> list[str]:
@@ -164,7 +174,7 @@ def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
 def _in_containerd(found: Layout, namespace: str | None, containerd_root: StrPath | None, address: str | None) -> Layout:
     namespace = namespace or os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE
     if containerd_root is not None:
-        return replace(found, namespace=namespace, containerd_root=os.path.abspath(os.fspath(containerd_root)))
+        return replace(found, namespace=namespace, containerd_root=os.path.realpath(os.fspath(containerd_root)))
     socket = socket_path(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
     return replace(found, namespace=namespace, address=socket, snapshotter=found.snapshotter or DEFAULT_SNAPSHOTTER)
 
@@ -177,7 +187,8 @@ def _is_worker(directory: str) -> bool:
 def _only_worker(root: str, *, is_named: bool) -> str:
     """The cache below ``root``.  If the user has named the layout, a directory without any is taken for an empty worker."""
     try:
-        workers = sorted(e.path for e in os.scandir(root) if e.is_dir() and _WORKER_NAME.fullmatch(e.name))
+        with os.scandir(root) as entries:
+            workers = sorted(e.path for e in entries if _WORKER_NAME.fullmatch(e.name) and e.is_dir())
     except OSError as error:
         raise LayoutError(f"{printable(root)}: cannot look into it: {error.strerror}") from error
     if exists(os.path.join(root, "buildkit", _DOCKER_SNAPSHOTS)):

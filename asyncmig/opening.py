@@ -17,6 +17,7 @@ from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Stores
+from asyncmig.trust import check_links, check_owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ async def open_stores(
     ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
     ``progress`` is called for every object that a verb has dealt with, from any thread.
 
-    Raises :class:`DatabaseLockedError` while a buildkitd runs.
+    Raises :class:`DatabaseLockedError` while a buildkitd runs, and :class:`UntrustedError` for what must not be touched.
     """
+    if writable:
+        await in_thread(lambda _: check_owners(layout))
     async with _locked_daemon(layout.daemon_locks, writable):
         if layout.address is None:
             stores = _open_files(layout, writable, progress)
@@ -136,6 +139,9 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
 def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[tuple[Layout, OfflineFiles]]) -> None:
     if not layout.snapshotter:
         layout = _settle_snapshotter(layout)
+        check_links(layout)  # there is one file more
+        if writable:
+            check_owners(layout)
     files = OfflineFiles.open(
         layout.containerd_metadata,
         layout.snapshotter_metadata,

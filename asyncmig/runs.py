@@ -28,6 +28,7 @@ from asyncmig.opening import OpenStores, open_stores
 from asyncmig.options import Options
 from asyncmig.paths import exists
 from asyncmig.preflight import check_room, expected_seconds, look_ahead
+from asyncmig.trust import check_links, check_owners
 
 
 class Run:
@@ -76,8 +77,9 @@ class Run:
         report = pipeline.cache.report
         try:
             pipeline.check_limit()
+            await in_thread(lambda _: check_owners(opened.layout))
             await in_thread(check_room, opened, report)
-        except (DropLimitError, StoreError) as error:
+        except (DropLimitError, LayoutError, StoreError) as error:
             report.refused = str(error)
         await in_thread(look_ahead, pipeline.cache.database, opened.layout, report)
         if on_change is not None:
@@ -240,8 +242,8 @@ def _journal_to_undo(checkpoint: Checkpoint, layout: Layout) -> Journal:
 
 
 def layout_of(path: StrPath, options: Options) -> Layout:
-    """The cache at ``path``.  Blocking.  Raises :class:`LayoutError`."""
-    return find_layout(
+    """The cache at ``path``, none of its files a link or a pipe.  Blocking.  Raises :class:`LayoutError`."""
+    found = find_layout(
         path,
         layout=options.layout,
         snapshotter=options.snapshotter,
@@ -249,6 +251,8 @@ def layout_of(path: StrPath, options: Options) -> Layout:
         containerd_root=options.containerd_root,
         address=options.address,
     )
+    check_links(found)
+    return found
 
 
 def open_for(

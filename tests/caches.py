@@ -31,7 +31,7 @@ _STAMP = codec.encode_time(1_577_934_245_600_000_000)
 
 def digest(name: str) -> str:
     """A digest made of a name."""
-    return "sha256:" + sha256(name.encode()).hexdigest()
+    return "sha256:" + sha256(codec.to_bytes(name)).hexdigest()
 
 
 def value(content: object, index: str = "") -> bytes:
@@ -79,7 +79,7 @@ class V1Cache:
         if blob:
             blob_sum = digest(f"blob {name}") if data is None else "sha256:" + sha256(data).hexdigest()
             mapping = {"Blobsum": blob_sum, "DiffID": digest(f"diff {name}")}
-            self.data[blob_sum] = f"blob {name}".encode().ljust(100, b"\0") if data is None else data
+            self.data[blob_sum] = codec.to_bytes(f"blob {name}").ljust(100, b"\0") if data is None else data
             self.records[name]["blobmapping.blob"] = value(mapping, f"blobmap::{mapping['Blobsum']}")
             self.index.append(f"blobmap::{mapping['Blobsum']}::{name}")
             self.blobs[mapping["Blobsum"]] = {ROOT: TIME, "containerd.io/uncompressed": mapping["DiffID"]}

@@ -49,18 +49,19 @@ class Db:
         create: bool = False,
         page_size: int = DEFAULT_PAGE_SIZE,
         lock_timeout: float = 0.0,
+        follow: bool = True,
     ) -> Db:
         """Open and lock ``path``: shared for reading, exclusive for writing or if ``exclusive``.
 
         A file of 0 bytes is a valid empty database; the first write transaction initialises it, with pages of ``page_size``
         bytes (bbolt does so when it opens it).  ``create`` makes a missing file (mode 0600).  ``lock_timeout`` is in seconds,
-        0 tries once.
+        0 tries once.  Without ``follow`` the file must not be a symbolic link.
 
         Raises :class:`DatabaseError` (missing, not a regular file, no permission), :class:`DatabaseLockedError`,
         :class:`CorruptDatabaseError`.
         """
         name = os.fspath(path)
-        fd = _open_regular(name, writable=writable, create=create)
+        fd = _open_regular(name, writable=writable, create=create, follow=follow)
         try:
             lock(fd, name, exclusive=writable or exclusive, timeout=lock_timeout)
             db = cls(fd, name, writable=writable)
@@ -223,9 +224,10 @@ class Db:
         self.close()
 
 
-def _open_regular(path: str, *, writable: bool, create: bool) -> int:
+def _open_regular(path: str, *, writable: bool, create: bool, follow: bool) -> int:
     # O_NONBLOCK: opening a FIFO must not wait for its other end.
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    flags |= 0 if follow else os.O_NOFOLLOW
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:

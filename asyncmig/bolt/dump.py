@@ -71,5 +71,7 @@ def _value(raw: bytes) -> str:
 
 
 def _quote(text: str) -> str:
-    # U+2028 and U+2029 end a line in JavaScript; Go's encoder, whose form this is, escapes them always.
-    return json.dumps(text, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # What a terminal could take for a command (C1 controls, marks that turn the direction of text round) is escaped, so that a
+    # dump can be looked at; U+2028 and U+2029 are among it, which Go's encoder, whose form this is, escapes always.
+    quoted = json.dumps(text, ensure_ascii=False)
+    return quoted if quoted.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)

@@ -52,7 +52,7 @@ class MetadataDb:
 
         Raises :class:`DatabaseLockedError` while a daemon has it open.
         """
-        db = Db.open(path, exclusive=exclusive)
+        db = Db.open(path, exclusive=exclusive, follow=False)
         try:
             return cls(db)
         except BaseException:

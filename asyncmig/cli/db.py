@@ -9,7 +9,7 @@ import click
 from asyncmig.bolt import Db, dump
 from asyncmig.bolt import check as check_file
 from asyncmig.bolt.check import CheckResult
-from asyncmig.cli.output import binary_output, writing_output
+from asyncmig.cli.output import binary_output, say, writing_output
 
 
 @click.group()
@@ -38,11 +38,11 @@ def check(file: str) -> int:
 
 def _print_result(result: CheckResult) -> None:
     for finding in result.findings:
-        click.echo(str(finding))
+        say(str(finding))
     for note in result.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if result.clean:
-        click.echo(
+        say(
             f"clean: {result.pages} pages of {result.page_size} bytes, {result.free_pages} free, "
             f"{result.buckets} buckets, {result.keys} keys"
         )

@@ -13,7 +13,7 @@ import click
 
 from asyncmig._version import __version__
 from asyncmig.cli.errors import Interrupted, OutputError
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, printable
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
@@ -98,7 +98,8 @@ def main() -> NoReturn:
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):
-        click.echo(f"asyncmig: {text}", err=True)
+        first, *notes = map(printable, text.split("\n"))
+        click.echo("\n".join((f"asyncmig: {first}", *notes)), err=True)
 
 
 def _settle(stream: TextIO | None) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+import click
+
 from asyncmig.cli.errors import OutputError
+from asyncmig.errors import printable
+
+
+def say(line: str) -> None:
+    """Print a line of text.  What comes from files has been escaped where it was put into it; what was forgotten is here."""
+    click.echo(printable(line))
 
 
 @contextmanager

@@ -31,6 +31,8 @@ def check_report_path(path: str | None) -> None:
             f"{printable(path)} has the name of a file of a cache; choose another name, such as report.json",
             param_hint="--report",
         )
+    if os.path.islink(path):
+        raise click.BadParameter(f"{printable(path)} is a link; name the file itself", param_hint="--report")
     if os.path.lexists(path) and not _is_report(path):
         raise click.BadParameter(f"{printable(path)} exists and is not a report; it is left alone", param_hint="--report")
 
@@ -52,12 +54,17 @@ def write_report(path: str | None, content: dict[str, object]) -> None:
     if path is None:
         return
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8", opener=_to_write) as file:
             json.dump(content, file, indent=2)
             file.write("\n")
     except OSError as error:
         with contextlib.suppress(OSError):
             click.echo(f"asyncmig: warning: no report: {printable(path)}: {error.strerror}", err=True)
+
+
+def _to_write(path: str, flags: int) -> int:
+    """What was looked at before may have become a link, or a pipe that nobody reads, if the directory is everybody's."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def failure(error: Exception) -> dict[str, object]:

@@ -13,7 +13,7 @@ import click
 
 import asyncmig
 from asyncmig.cli.options import cache_options, check_not_empty, running_options
-from asyncmig.cli.output import writing_output
+from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
 from asyncmig.cli.run import run
 from asyncmig.errors import printable
@@ -52,9 +52,9 @@ def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any
 def _print(result: Verification) -> None:
     found = len(result.findings)
     headline = "clean" if result.clean else f"{found} finding{'s' if found > 1 else ''}"
-    click.echo(f"{headline}: {printable(result.path)}")
+    say(f"{headline}: {printable(result.path)}")
     for name, text in _facts(result):
-        click.echo(f"  {name + ':':<16}{text}")
+        say(f"  {name + ':':<16}{text}")
     _print_findings("", result.findings)
     _print_findings("remark: ", result.remarks)
 
@@ -87,11 +87,11 @@ def _print_findings(prefix: str, findings: list[Finding]) -> None:
     code = attrgetter("code")
     for kind, group in groupby(sorted(findings, key=code), key=code):
         same = list(group)
-        click.echo(f"  {prefix}{kind} ({len(same)})")
+        say(f"  {prefix}{kind} ({len(same)})")
         for finding in same[:_MOST]:
-            click.echo(f"    {printable(finding.name)}: {finding.text}")
+            say(f"    {printable(finding.name)}: {finding.text}")
         if len(same) > _MOST:
-            click.echo(f"    and {len(same) - _MOST} more (--json has all)")
+            say(f"    and {len(same) - _MOST} more (--json has all)")
 
 
 def _size(size: float) -> str:

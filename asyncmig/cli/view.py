@@ -6,8 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-import click
-
+from asyncmig.cli.output import say
 from asyncmig.errors import printable
 from asyncmig.migration.decisions import Action
 from asyncmig.migration.report import Outcome, Report
@@ -34,19 +33,19 @@ _PREPARED = (Outcome.MIGRATED, Outcome.WOULD_MIGRATE)
 
 def print_report(report: Report, seconds: float) -> None:
     """Print it."""
-    click.echo(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
+    say(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
     for name, text in _facts(report, seconds):
-        click.echo(f"  {name + ':':<16}{text}")
+        say(f"  {name + ':':<16}{text}")
     _print_decisions(report)
     for notice in report.notices[:_MOST]:
         about = f"record {printable(notice.record)}: " if notice.record else ""
-        click.echo(f"  note: {about}{notice.text}")
+        say(f"  note: {about}{notice.text}")
     if len(report.notices) > _MOST:
-        click.echo(f"  and {len(report.notices) - _MOST} more notes (--report has all)")
+        say(f"  and {len(report.notices) - _MOST} more notes (--report has all)")
     if report.refused:
-        click.echo(f"the migration would refuse to begin: {report.refused}")
+        say(f"the migration would refuse to begin: {report.refused}")
     elif report.outcome in _NEXT:
-        click.echo(_NEXT[report.outcome])
+        say(_NEXT[report.outcome])
 
 
 def _print_decisions(report: Report) -> None:
@@ -55,11 +54,11 @@ def _print_decisions(report: Report) -> None:
         if not decisions:
             continue
         codes = Counter(decision.code.value for decision in decisions)
-        click.echo(f"  {action.value + ':':<16}{', '.join(f'{count} {code}' for code, count in sorted(codes.items()))}")
+        say(f"  {action.value + ':':<16}{', '.join(f'{count} {code}' for code, count in sorted(codes.items()))}")
         for decision in decisions[:_MOST]:
-            click.echo(f"    {printable(decision.record)}: {decision.text}")
+            say(f"    {printable(decision.record)}: {decision.text}")
         if len(decisions) > _MOST:
-            click.echo(f"    and {len(decisions) - _MOST} more (--report has all)")
+            say(f"    and {len(decisions) - _MOST} more (--report has all)")
 
 
 def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
@@ -86,7 +85,7 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
     yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
     if report.address:
         yield "containerd", f"{printable(report.server)}, running, at {printable(report.address)}"
-    yield "semantics", report.semantics
+    yield "semantics", printable(report.semantics)
     yield "time", f"{seconds:.2f} s"
 
 

@@ -18,7 +18,7 @@ from asyncmig.buildkit import keys
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import stepping
-from asyncmig.errors import printable
+from asyncmig.errors import RecordError, printable
 from asyncmig.migration.cache import ADVICE, Cache
 
 
@@ -102,11 +102,21 @@ def _compute_whole_chains(checkpoint: Checkpoint, cache: Cache) -> None:
             link.chain_id = link.blob_chain_id = ""
             if _has_layer(link) and (parent is None or parent.chain_id):
                 _set_chain_ids(link, parent)
-                cache.database.index_keys(link)  # raises for keys that bolt can't hold
+                _clear_if_too_long(cache, link)
     for record in halves:
         if stored[record.id] != (record.chain_id, record.blob_chain_id):
             for name in keys.CHAIN:
                 record.edit(name, b"")  # unless new ones are written
+
+
+def _clear_if_too_long(cache: Cache, record: Record) -> None:
+    """Take the chain IDs away again if the index can't hold them with a name as long as the record's."""
+    try:
+        cache.database.index_keys(record)
+    except RecordError as error:
+        record.chain_id = record.blob_chain_id = ""
+        record.changes &= ~Changes.CHAIN
+        cache.note("chain-too-long", record.id, f"{error.cause}; it goes without chain IDs, and so does what is built on it")
 
 
 # -- the formulas

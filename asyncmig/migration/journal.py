@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
@@ -28,6 +28,7 @@ from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
 from asyncmig.errors import DatabaseError, printable
 from asyncmig.migration.publish import sync_directory
+from asyncmig.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
 VERSION = 2
@@ -105,7 +106,7 @@ class JournalFile:
     def read(self, checkpoint: Checkpoint = no_checkpoint) -> Journal | None:
         """The journal; ``None`` if there is none."""
         try:
-            with open(self.path, encoding="ascii") as file:
+            with open(open_to_read(self.path), encoding="ascii") as file:
                 return _parse(file, checkpoint)
         except FileNotFoundError:
             return None
@@ -155,7 +156,7 @@ class JournalFile:
 
     def _append(self, what: str) -> None:
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(fd, "a", encoding="ascii") as file:
                 # After a line that a power cut has torn, this one must not be a part of it.
                 file.write(f"\n{json.dumps([what])}\n")
@@ -169,12 +170,14 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     head = json.loads(next(file, ""))
     if head.pop("asyncmig_journal") != VERSION:
         raise ValueError("another version")
+    _require_texts(head.values())
     journal = Journal(**head)
     lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
         kind, *rest = json.loads(line)
         if kind == "end":
             break
+        _require_texts(rest if kind != "lease" else rest[:1])
         _NOTES[kind](journal, *rest)
     else:
         raise ValueError("it has no end")
@@ -184,8 +187,16 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     return journal
 
 
+def _require_texts(values: Iterable[object]) -> None:
+    if not all(isinstance(text, str) for text in values):
+        raise TypeError("not a text")
+
+
 def _note_lease(journal: Journal, lease_id: str, before: list[list[str]] | None) -> None:
-    journal.leases[lease_id] = None if before is None else tuple(Resource(kind, name) for kind, name in before)
+    resources = None if before is None else tuple(Resource(kind, name) for kind, name in before)
+    for resource in resources or ():
+        _require_texts((resource.type, resource.id))
+    journal.leases[lease_id] = resources
 
 
 _NOTES: Mapping[str, Callable[..., Any]] = {
@@ -209,8 +220,7 @@ def fingerprint(path: str) -> str:
     Raises :class:`DatabaseError`.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            return f"{os.fstat(fd).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
+        with open(open_to_read(path), "rb") as file:
+            return f"{os.fstat(file.fileno()).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
     except OSError as error:
         raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error

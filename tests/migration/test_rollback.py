@@ -335,6 +335,27 @@ def test_others_have_their_turn_while_a_long_one_is_written_and_read(tmp_path: P
     assert (turns.count("write") > 100, turns.count("read") > 100) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"namespace": "', '"namespace": ["x"], "v1": "'),
+        ('["lease", "', '["lease", 7, null]\n["lease", "'),
+        ('["lease", "', '["lease", "x", [["snapshots/overlayfs", 7]]]\n["lease", "'),
+        ('["snapshot", "', '["snapshot", "x", null]\n["snapshot", "'),
+        ('["blob", "', '["blob", "x", ["y"]]\n["blob", "'),
+        ('["end"]', '["foreign", 7]\n["end"]'),
+    ],
+)
+async def test_a_journal_of_other_types_is_none(old: str, new: str, worker: Path) -> None:
+    """Whatever somebody has made of it, it ends in an error that says so."""
+    await asyncmig.migrate(worker)
+    path = worker / "metadata_v2.db.journal"
+    text = path.read_text("ascii")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "ascii")
+    await refused(worker, "not a journal of this version")
+
+
 def test_a_journal_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")

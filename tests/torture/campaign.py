@@ -6,11 +6,11 @@ import os
 import tempfile
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 MEMORY_DISK = Path("/dev/shm")
 """Where the cases work if it is there: thousands of syncs on a real disk would take an hour and show nothing more."""
@@ -33,7 +33,7 @@ class Case:
     weight: int = 1
 
 
-class Campaign(Protocol):
+class Campaign(ABC):
     """Cases of one kind.
 
     ``name`` is what ``--only`` takes, ``unit`` what is counted (states, kills), ``full`` how many a long run tries, and ``few``
@@ -44,8 +44,9 @@ class Campaign(Protocol):
     unit: str
     full: int
     few: int
-    without: str
+    without: str = ""
 
+    @abstractmethod
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """About ``count`` cases, spread evenly where there are more; they may use ``directory`` as they like, one at a time.
 

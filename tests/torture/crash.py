@@ -25,7 +25,7 @@ from tests.faults.kill_points import (
 )
 from tests.interop.boltool import BoltTool, build_boltool, find_go
 from tests.states import dump_lines
-from tests.torture.campaign import Case
+from tests.torture.campaign import Campaign, Case
 from tests.torture.disk import Cut, Name, Recording, State, SyncDirectory, contents, recording, replay, write_state
 
 V2 = "metadata_v2.db"
@@ -226,12 +226,10 @@ def _published(record: Recording) -> int:
 # -- the campaigns
 
 
-class _Crashing:
+class _Crashing(Campaign):
     """Cases of all scenarios, with the real bbolt where it can be had."""
 
     unit = "states"
-    without = ""
-    """What is left out, and why."""
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """See :class:`Campaign`."""

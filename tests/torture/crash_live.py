@@ -21,7 +21,7 @@ from asyncmig.stores.memory import MemoryStores
 from tests.caches import ROOT, final_state, labels_of, marked_cache, original_state
 from tests.faults.kill_points import owned_in_sample
 from tests.stores.containerd.fake import FakeContainerd
-from tests.torture.campaign import Case
+from tests.torture.campaign import Campaign, Case
 from tests.torture.disk import Cut, State, recording, write_state
 
 SCENARIOS = [(semantics, verb) for semantics in ("hardened", "upstream") for verb in ("migrate", "rollback")]
@@ -112,14 +112,13 @@ class LiveCrashes:
             assert not unlabelled, f"no label and no new database: {unlabelled}"
 
 
-class LiveCrashCampaign:
+class LiveCrashCampaign(Campaign):
     """Some of the states that a power cut may leave of a live migration and its rollback."""
 
     name = "crash-live"
     unit = "states"
     full = 2_000
     few = 80
-    without = ""
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """See :class:`Campaign`."""

@@ -114,7 +114,7 @@ def _growth(pages: PageFile, new_pages: int) -> int:
 def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
     if not exists(path):
         return None
-    db = Db.open(path, writable=writable)
+    db = Db.open(path, writable=writable, follow=False)
     try:
         if db.pages is not None:
             verify_pages(db.pages, checkpoint)

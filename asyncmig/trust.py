@@ -1,0 +1,173 @@
+"""What of a cache may be touched: which links, which kinds of files, whose.
+
+See docs/decisions/0009-trust.md for the rules and their reasons.  What is checked here by name is opened later, so
+:func:`check_owners` sees to it that nobody else can put something else there in between.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from asyncmig.errors import LayoutError, UntrustedError, printable
+from asyncmig.layouts import Layout
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_links(layout: Layout) -> None:
+    """Raise :class:`UntrustedError` for what is no file of the cache's own: a link, a pipe, a directory in its place.
+
+    For whatever is to be done, reading included.  Blocking, but never waits for the other end of a pipe.
+    """
+    for root, path in _files(layout):
+        _check_way(root, os.path.dirname(path))
+        status = _look(path)
+        if status is not None:
+            _check_kind(path, status)
+    for temporary in layout.temporary:
+        status = _look(temporary)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            raise UntrustedError(f"{printable(temporary)}: a directory, where a file is to be written; move it away")
+    if not layout.address:
+        root = layout.containerd_root or layout.directory
+        for algorithm in ("sha256", "sha384", "sha512"):
+            _check_way(root, os.path.join(layout.content_directory, "blobs", algorithm))
+    for lock in layout.daemon_locks:
+        status = _look(lock)
+        if status is not None:
+            _check_kind(lock, status)
+
+
+def check_owners(layout: Layout) -> None:
+    """Raise :class:`UntrustedError` where somebody else could meddle with what is about to be changed, or has a copy of it.
+
+    To be called after :func:`check_links`.
+    """
+    for _, path in _files(layout):
+        status = _look(path)
+        if status is not None:
+            _check_owner(path, status, _trusted())
+            if path in (*layout.edited, layout.journal):
+                _check_names(path, status)
+    for directory in _written(layout):
+        if os.path.isdir(directory):
+            _check_owner(directory, os.stat(directory), _trusted())
+            _check_ancestors(directory)
+
+
+def _files(layout: Layout) -> Iterator[tuple[str, str]]:
+    """Everything that is opened, each with the directory out of which no link may lead."""
+    for path in (layout.v1, layout.v2, layout.journal):
+        yield layout.directory, path
+    if not layout.address:
+        root = layout.containerd_root or layout.directory
+        yield root, layout.containerd_metadata
+        if layout.snapshotter or layout.containerd_root is None:
+            yield root, layout.snapshotter_metadata
+
+
+def _written(layout: Layout) -> Iterator[str]:
+    """The directories in which something is made or edited."""
+    directories = [layout.directory, *(os.path.dirname(path) for path in layout.edited)]
+    yield from dict.fromkeys(map(os.path.realpath, directories))
+
+
+def _look(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise LayoutError(f"{printable(path)}: cannot look: {error.strerror}") from error
+
+
+# -- links and kinds
+
+
+def _check_way(root: str, directory: str) -> None:
+    """No link on the way from ``root`` to ``directory``, both without links above, may lead out of ``root``."""
+    place = root
+    for name in os.path.relpath(directory, root).split(os.sep):
+        place = os.path.join(place, name)
+        status = _look(place)
+        if status is None:
+            return
+        if stat.S_ISLNK(status.st_mode):
+            real = os.path.realpath(place)
+            if os.path.commonpath([os.path.realpath(root), real]) != os.path.realpath(root):
+                raise UntrustedError(
+                    f"{printable(place)}: a symbolic link to {printable(os.readlink(place))}, which is not in "
+                    f"{printable(root)}; no link is followed out of it: put the directory itself there (mv, or mount --bind)"
+                )
+            status = _look(real)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            raise UntrustedError(f"{printable(place)}: not a directory")
+
+
+def _check_kind(path: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise UntrustedError(
+            f"{printable(path)}: a symbolic link to {printable(os.readlink(path))}; no link is followed to a file of a cache: "
+            "put the file itself there, or name the directory that it lies in"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise UntrustedError(f"{printable(path)}: not a regular file but {kind}; move it away, or put the file back")
+
+
+# -- owners
+
+
+def _trusted() -> set[int]:
+    return {0, os.geteuid()}
+
+
+def _check_owner(path: str, status: os.stat_result, trusted: set[int]) -> None:
+    if status.st_uid not in trusted:
+        raise UntrustedError(
+            f"{printable(path)}: belongs to uid {status.st_uid}, and this is uid {os.geteuid()}: a user could change it "
+            f"meanwhile. If that user's daemon has made the cache, run asyncmig as uid {status.st_uid}; if not, chown it to "
+            f"uid {os.geteuid()}"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise UntrustedError(f"{printable(path)}: everybody may write to it, and could change it meanwhile; chmod o-w it")
+
+
+def _check_names(path: str, status: os.stat_result) -> None:
+    if status.st_nlink > 1:
+        name = printable(path)
+        raise UntrustedError(
+            f"{name}: has {status.st_nlink} names (hard links), as cp -al and rsync --link-dest make them for backups; it is "
+            f"edited in place, and the others would change with it. Make it a file of its own: cp -p {name} {name}.own && "
+            f"mv {name}.own {name}"
+        )
+
+
+def _check_ancestors(directory: str) -> None:
+    """Who may write to a directory may replace what is in it, unless it is sticky, as /tmp is."""
+    # In a user namespace the owner of the root directory is nobody; whoever it is has everything below it in hand.
+    trusted = _trusted() | {os.stat("/").st_uid}
+    place = os.path.dirname(directory)
+    while True:
+        status = os.stat(place)
+        if status.st_uid not in trusted:
+            raise UntrustedError(
+                f"{printable(place)}: belongs to uid {status.st_uid}, who could replace {printable(directory)} in it "
+                f"meanwhile; run asyncmig as uid {status.st_uid} if the cache is that user's, or chown the directory"
+            )
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            raise UntrustedError(
+                f"{printable(place)}: everybody may write to it, and could replace {printable(directory)} in it meanwhile; "
+                "chmod o-w it (or +t, as for /tmp)"
+            )
+        if place == os.path.dirname(place):
+            return
+        place = os.path.dirname(place)
