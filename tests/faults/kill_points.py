@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, Options
-from asyncmig.migration.journal import JournalFile
 from tests.caches import ROOT, digest, marked_cache, sample_cache
-from tests.states import containerd_state, dump_lines, lasting, tree_state
+from tests.faults.states import migrated_state, original_state
+from tests.states import dump_lines, tree_state
 
 WATCHED = ("pwrite", "pwritev", "ftruncate", "fsync", "fdatasync", "rename", "copy_file_range", "unlink", "open", "fchmod")
-STORES = ("containerdmeta.db", "snapshots/metadata.db")
-ASIDE = "metadata_v2.db.rolled-back"
 KILLED = 137
 
 
@@ -74,20 +71,6 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 # -- states
-
-
-def migrated_state(worker: Path) -> object:
-    """All that a migration leaves behind, its journal included; a database that a rollback has moved aside does not count."""
-    journal = JournalFile(str(worker / "metadata_v2.db")).read()
-    assert journal is not None
-    files = sorted(set(os.listdir(worker)) - {ASIDE})
-    return [containerd_state(worker / name) for name in ("metadata_v2.db", *STORES)], asdict(journal), files
-
-
-def original_state(worker: Path) -> object:
-    """What a rollback must bring back, to the last digit of each label."""
-    files = sorted(set(os.listdir(worker)) - {ASIDE, "metadata_v2.db.tmp", "metadata_v2.db.journal.tmp"})
-    return [lasting(dump_lines(worker / name)) for name in STORES], (worker / "metadata.db").read_bytes().hex(), files
 
 
 def check_protection(worker: Path, semantics: str) -> None:

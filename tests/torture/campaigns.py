@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.torture.campaign import Campaign
+from tests.torture.cancel import Cancel
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [Cancel()]
