@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.torture.campaign import Campaign
 from tests.torture.cancel import Cancel
+from tests.torture.together import Together
 
-CAMPAIGNS: list[Campaign] = [Cancel()]
+CAMPAIGNS: list[Campaign] = [Cancel(), Together()]

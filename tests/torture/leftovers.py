@@ -38,7 +38,7 @@ def nothing_left() -> Iterator[None]:
 
 def _settle(files: Counter[str], threads: set[threading.Thread]) -> None:
     """A thread that has ended may still be about to vanish."""
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + 5
     while (_files() != files or not _threads() <= threads) and time.monotonic() < deadline:
         time.sleep(0.005)
 
