@@ -101,7 +101,7 @@ class Together:
     name = "together"
     unit = "encounters"
     full = 200
-    few = 12
+    few = 8
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """Half of them commands among themselves; what needs a program that is missing comes last."""
