@@ -8,13 +8,16 @@ for it, remembers a cancellation that arrives, and raises it again when the work
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 if TYPE_CHECKING:
@@ -134,12 +137,27 @@ async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Call
     return await _supervise(work, on_cancel, shield=True)
 
 
+async def close_in_thread(close: Callable[[], None]) -> None:
+    """Call ``close`` in a worker thread, whatever cancels the caller.  It must bear being called twice.
+
+    An event loop that is being torn down begins nothing any more; then it is called here.
+    """
+    try:
+        await run_uncancellable(partial(in_thread, lambda _: close()))
+    except BaseException:
+        close()
+        raise
+
+
 async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], None], *, shield: bool) -> T:
+    begun = False
     done = anyio.Event()
     results: list[T] = []
     errors: list[BaseException] = []
 
     async def run() -> None:
+        nonlocal begun
+        begun = True
         with anyio.CancelScope(shield=True):
             try:
                 results.append(await work())
@@ -154,7 +172,7 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
         # The scope is around the task group, because leaving a group in a cancelled scope raises.
         with anyio.CancelScope(shield=shield) as scope:
             async with anyio.create_task_group() as group:
-                group.start_soon(run)
+                group.start_soon(_not_interrupted(run))
                 while not done.is_set():
                     try:
                         await done.wait()
@@ -162,6 +180,13 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
                         cancellation = cancellation or error
                         scope.shield = True
                         on_cancel()
+                        if not begun:
+                            # trio may have let this task go first.  asyncio never does: there the event loop is being torn
+                            # down, which has cancelled the other task before its first step.  Nobody would set the event.
+                            with suppress(*cancelled):
+                                await anyio.lowlevel.cancel_shielded_checkpoint()
+                            if not begun:
+                                break
     except cancelled as error:
         # A native cancellation may even arrive while the group is being left.
         cancellation = cancellation or error
@@ -170,3 +195,15 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
     if cancellation is not None:
         raise cancellation
     return results[0]
+
+
+def _not_interrupted(function: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Keep Ctrl-C out of it.
+
+    trio raises KeyboardInterrupt in whatever code of a task it finds running, unless that is protected; then in the main task.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and anyio.get_cancelled_exc_class() is trio.Cancelled:
+        protected: Callable[[], Coroutine[Any, Any, None]] = trio.lowlevel.enable_ki_protection(function)
+        return protected
+    return function

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.lock import lock
-from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import LayoutError, printable
 from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
 from asyncmig.stores.fanout import Progress
@@ -117,7 +117,7 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
 async def _open_files(layout: Layout, writable: bool, progress: Progress) -> AsyncIterator[OpenStores]:
     opened: list[tuple[Layout, OfflineFiles]] = []
 
-    def close(_: Checkpoint) -> None:
+    def close() -> None:
         for entry in opened:
             entry[1].close()
 
@@ -133,7 +133,7 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
         )
         yield OpenStores(settled, stores, files.growth, notes=tuple(files.notes()))
     finally:
-        await run_uncancellable(lambda: in_thread(close))
+        await close_in_thread(close)
 
 
 def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[tuple[Layout, OfflineFiles]]) -> None:

@@ -214,6 +214,58 @@ def test_a_second_ctrl_c_does_not_close_files_under_a_running_thread(anyio_backe
     assert done.stdout == "['thread ended', 'files closed', 'KeyboardInterrupt']\n"
 
 
+INTERRUPTED_WITHIN_PROGRAM = """
+import anyio, signal, sys
+from asyncmig.concurrency import run_uncancellable
+
+async def work():
+    signal.raise_signal(signal.SIGINT)
+    await anyio.sleep(0.01)
+    print("completed", flush=True)
+
+anyio.run(run_uncancellable, work, backend=sys.argv[1])
+"""
+
+
+def test_ctrl_c_while_the_code_of_the_work_itself_runs(anyio_backend: str) -> None:
+    """trio would raise KeyboardInterrupt in the midst of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WITHIN_PROGRAM, anyio_backend],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == "completed\n"
+    assert "KeyboardInterrupt" in done.stderr
+
+
+TORN_DOWN_PROGRAM = """
+import asyncio
+from asyncmig.concurrency import close_in_thread, run_uncancellable
+
+async def work():
+    print("begun")
+
+async def main():
+    waiting = run_uncancellable(work), close_in_thread(lambda: print("closed"))
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
+    await asyncio.sleep(0)  # they have made the tasks for the work, which have not had their first step
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait(tasks)
+    print([task.cancelled() for task in tasks])
+
+asyncio.run(main())
+"""
+
+
+def test_an_event_loop_that_is_torn_down_before_the_work_begins() -> None:
+    """At a second Ctrl-C asyncio.run cancels every task: nobody waits for work that never begins, and files are closed."""
+    done = subprocess.run([sys.executable, "-c", TORN_DOWN_PROGRAM], capture_output=True, text=True, timeout=10, check=True)
+    assert done.stdout == "closed\n[True, True]\n"
+
+
 # -- worker threads
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from asyncmig.concurrency import in_thread, run_uncancellable
+from asyncmig.concurrency import in_thread
 from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.publish import settle_name
 from asyncmig.migration.release import ReleasePlan, release
 from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Stores
 
 
@@ -29,9 +30,8 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, report: 
             await release(report.counts, stores, plan)
         await in_thread(lambda _: file.note_complete())
 
-    progress.uncancellable()
     try:
-        await run_uncancellable(work, on_cancel=progress.cancel_deferred)
+        await run_tail(work, progress)
     except Exception as error:
         raise IncompleteMigrationError(Stage.RELEASE, error) from error
     text = "an earlier run was interrupted after it had published the new database; the labels that were left are removed"

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread, run_uncancellable, stepping
+from asyncmig.concurrency import close_in_thread, in_thread, stepping
 from asyncmig.errors import (
     AsyncmigError,
     DatabaseError,
@@ -34,6 +33,7 @@ from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, release
 from asyncmig.migration.repair import resolve_and_repair
 from asyncmig.migration.resolve import resolve
+from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Lease, Stores
 
 
@@ -147,19 +147,19 @@ class Pipeline:
         try:
             async with self._stage(Stage.BUILD, len(self.cache.records)):
                 await in_thread(self._build)
-            self.progress.uncancellable()
-            await run_uncancellable(self._tail, on_cancel=self.progress.cancel_deferred)
+            await run_tail(self._tail, self.progress)
         finally:
-            await run_uncancellable(partial(in_thread, self._close))
+            await close_in_thread(self._close)
 
     def _build(self, checkpoint: Checkpoint) -> None:
         # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
         self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
         self.cache.forget_records(checkpoint)
 
-    def _close(self, _: Checkpoint) -> None:
-        if self._new is not None:
-            self._new.close()
+    def _close(self) -> None:
+        new, self._new = self._new, None
+        if new is not None:
+            new.close()
 
     async def _tail(self) -> None:
         stage = self.cache.semantics.tail[0]

@@ -11,12 +11,13 @@ import os
 from collections.abc import Awaitable, Callable
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, run_uncancellable, stepping
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import DatabaseError, IncompleteRollbackError
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.publish import sync_directory
 from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import GC_ROOT, Lease, Stores
 
 ASIDE = ".rolled-back"
@@ -42,8 +43,7 @@ class Rollback:
 
     async def run(self) -> None:
         """Do it.  Not interrupted by any cancellation.  Raises :class:`IncompleteRollbackError`."""
-        self._progress.uncancellable()
-        await run_uncancellable(self._run, on_cancel=self._progress.cancel_deferred)
+        await run_tail(self._run, self._progress)
 
     async def _run(self) -> None:
         # A change already: from now on no migration completes what an earlier one has left.

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from tests.torture.campaign import Campaign
+from tests.torture.cancel import Cancel
 from tests.torture.crash import CrashCampaign, KillAndCrashCampaign
 from tests.torture.crash_live import LiveCrashCampaign
 from tests.torture.outputs import Outputs
 from tests.torture.scale import Scale
+from tests.torture.together import Together
 
-CAMPAIGNS: list[Campaign] = [CrashCampaign(), KillAndCrashCampaign(), LiveCrashCampaign(), Outputs(), Scale()]
+CAMPAIGNS: list[Campaign] = [
+    CrashCampaign(),
+    KillAndCrashCampaign(),
+    LiveCrashCampaign(),
+    Cancel(),
+    Together(),
+    Outputs(),
+    Scale(),
+]

@@ -14,15 +14,8 @@ from asyncmig.bolt import check
 from asyncmig.migration.journal import JournalFile
 from asyncmig.stores.ports import Kind
 from tests.caches import V1Cache, marked_cache
-from tests.faults.kill_points import (
-    VERBS,
-    check_protection,
-    migrate,
-    migrated_state,
-    original_state,
-    owned_in_sample,
-    rollback,
-)
+from tests.faults.kill_points import VERBS, migrate, rollback
+from tests.faults.states import check_protection, migrated_state, original_state, owned_in_sample
 from tests.interop.boltool import BoltTool, build_boltool, find_go
 from tests.states import dump_lines
 from tests.torture.campaign import Campaign, Case

@@ -19,7 +19,7 @@ import asyncmig
 from asyncmig import Options, Report
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import ROOT, final_state, labels_of, marked_cache, original_state
-from tests.faults.kill_points import owned_in_sample
+from tests.faults.states import owned_in_sample
 from tests.stores.containerd.fake import FakeContainerd
 from tests.torture.campaign import Campaign, Case
 from tests.torture.disk import Cut, State, recording, write_state

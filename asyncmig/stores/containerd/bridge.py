@@ -73,6 +73,7 @@ class _LoopThread:
         self._thread = threading.Thread(target=self._run, name="asyncmig-containerd", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        self._up = threading.Event()  # whether it has a loop is known
         self._failure: Exception | None = None
 
     @classmethod
@@ -83,16 +84,24 @@ class _LoopThread:
             self._thread.start()
         except RuntimeError as error:
             raise StoreError(f"no thread for the calls to containerd: {error}") from error
-        with self._trio.CancelScope(shield=True):  # without its loop the thread could not be ended
-            await self._started.wait()
-        if self._failure is not None:
-            raise StoreError(f"no event loop for the calls to containerd: {self._failure}") from self._failure
         try:
+            with self._trio.CancelScope(shield=True):
+                await self._started.wait()
+            if self._failure is not None:
+                raise StoreError(f"no event loop for the calls to containerd: {self._failure}") from self._failure
             yield self
         finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        # No shield holds against a Ctrl-C.  It may come before the thread has its loop, without which it could not be ended.
+        self._up.wait()
+        if self._failure is None:
             self._loop.call_soon_threadsafe(self._stop.set)
+        try:
             with self._trio.CancelScope(shield=True):
                 await self._ended.wait()
+        finally:
             self._thread.join()
 
     def _run(self) -> None:
@@ -100,12 +109,14 @@ class _LoopThread:
             asyncio.run(self._main())
         except Exception as error:  # too few file descriptors are left, for example
             self._failure = error
+        self._up.set()
         self._tell(self._started)
         self._tell(self._ended)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._up.set()
         self._tell(self._started)
         await self._stop.wait()
 

@@ -43,9 +43,12 @@ async def open_containerd(
         clients.append(Client(address, namespace, Limits(outage=patience)))
         return await check_server(clients[0], snapshotter)
 
-    async def close() -> None:
-        for client in clients:
-            client.close()
+    def close() -> None:
+        while clients:
+            clients.pop().close()
+
+    async def close_there() -> None:
+        close()
 
     async with open_bridge() as bridge:
         try:
@@ -55,4 +58,8 @@ async def open_containerd(
             leases = ContainerdLeases(bridge, clients[0], concurrency, progress)
             yield RunningContainerd(version, Stores(content, snapshots, leases))
         finally:
-            await run_uncancellable(lambda: bridge.run(close))
+            try:
+                await run_uncancellable(lambda: bridge.run(close_there))
+            except BaseException:
+                close()  # in an event loop that is being torn down nothing begins any more
+                raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from contextvars import ContextVar
 
@@ -106,4 +107,22 @@ async def test_an_event_loop_that_can_t_be_made(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StoreError, match=r"no event loop for the calls to containerd: .*Too many open files"):
         async with open_bridge():
             pass
+    assert not bridge_threads()
+
+
+def test_ctrl_c_while_the_thread_starts_leaves_none_behind() -> None:
+    """No shield keeps it from the main task, which waits until the thread has its event loop."""
+    import trio  # noqa: PLC0415
+
+    @trio.lowlevel.enable_ki_protection
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        interrupt()  # raised where the task waits next
+        async with open_bridge():
+            pytest.fail("was not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
     assert not bridge_threads()

@@ -24,7 +24,7 @@ from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from tests.caches import V1Cache, final_state, labels_of, migrate_with, original_state, sample_cache
 from tests.states import tree_state
-from tests.stores.containerd.conftest import bridge_threads, sockets
+from tests.stores.containerd.conftest import bridge_threads, sockets, stores_of
 from tests.stores.containerd.fake import FakeContainerd
 
 pytestmark = pytest.mark.anyio
@@ -298,6 +298,30 @@ def test_a_signal_to_the_command(
         assert output.startswith("migrated ")
         assert "please wait" in errors
     anyio.run(check_outcome, call, fake, worker, tmp_path)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_event_loop_that_is_torn_down_leaves_no_connection(fake: FakeContainerd) -> None:
+    """At a second Ctrl-C asyncio.run cancels every task; the one that was to close the connection may not have begun."""
+    before, opened = len(sockets()), asyncio.Event()
+
+    async def use() -> None:
+        async with stores_of(fake):
+            opened.set()
+            await asyncio.sleep(10)
+
+    task = asyncio.ensure_future(use())
+    await opened.wait()
+    theirs = asyncio.all_tasks() - {task}
+    task.cancel()
+    await asyncio.sleep(0)
+    for other in asyncio.all_tasks() - theirs:
+        other.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+    with anyio.fail_after(5):  # for the other end of it
+        while len(sockets()) > before:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 def test_a_signal_that_is_ignored_stays_so(fake: FakeContainerd, worker: Path, anyio_backend: str) -> None:

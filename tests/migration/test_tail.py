@@ -1,0 +1,49 @@
+"""When the part of a run begins that nothing interrupts."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from asyncmig.migration.progress import Progress
+from asyncmig.migration.tail import run_tail
+
+pytestmark = pytest.mark.anyio
+
+
+class Begun(Progress):
+    def __init__(self) -> None:
+        self.begun = False
+
+    def uncancellable(self) -> None:
+        self.begun = True
+
+
+async def test_whoever_is_cancelled_already_does_not_begin_it() -> None:
+    """The scope may have been cancelled when what came before had just ended."""
+    events: list[str] = []
+
+    async def work() -> None:
+        events.append("work")
+
+    progress = Begun()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_tail(work, progress)
+    assert scope.cancelled_caught
+    assert (progress.begun, events) == (False, [])
+
+
+async def test_whoever_is_cancelled_later_waits_for_its_end() -> None:
+    events: list[str] = []
+
+    async def work() -> str:
+        scope.cancel()
+        await anyio.sleep(0.01)
+        events.append("work")
+        return "result"
+
+    progress = Begun()
+    with anyio.CancelScope() as scope:
+        assert await run_tail(work, progress) == "result"
+    assert (progress.begun, events) == (True, ["work"])
