@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.fuzz.campaign import Fuzz
 from tests.torture.campaign import Campaign
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [Fuzz()]
