@@ -177,7 +177,7 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
         kind, *rest = _list(json.loads(line))
         if kind == "end":
             break
-        _NOTES[kind](journal, *rest)
+        _NOTES[_text(kind)](journal, *rest)
     else:
         raise ValueError("it has no end")
     for line in lines:
