@@ -12,7 +12,8 @@ class Target:
 
     ``run`` raises only if a promise is broken: for any bytes the code ends, in little time and memory, with a result or an
     ``AsyncmigError``, and what it says is consistent.  ``seeds`` are inputs to begin with, ``longest`` the most bytes of one
-    that is made up.  ``words`` are pieces that mean something in it.  ``weight``: its share of the inputs of a campaign.
+    that is made up.  ``words`` are pieces that mean something in it.  ``weight``: its share of the inputs of a campaign, more
+    for what costs less.
     """
 
     name: str

@@ -32,7 +32,7 @@ from asyncmig.stores.containerd.client import Client, Limits
 from tests.fuzz.files import directory
 from tests.fuzz.source import Source
 
-CALL = 0.05
+CALL = 0.03
 """Seconds that a call may take.  Most servers here never answer all calls."""
 SECONDS = 10.0
 """For all calls of one input."""

@@ -86,6 +86,7 @@ class _LoopThread:
         with self._trio.CancelScope(shield=True):  # without its loop the thread could not be ended
             await self._started.wait()
         if self._failure is not None:
+            self._thread.join()  # it has said all that it had to say
             raise StoreError(f"no event loop for the calls to containerd: {self._failure}") from self._failure
         try:
             yield self
