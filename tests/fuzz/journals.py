@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import anyio
 
 from asyncmig.errors import AsyncmigError, DatabaseError
@@ -14,6 +17,10 @@ from asyncmig.stores.memory import MemoryStores
 from asyncmig.stores.ports import Resource
 from tests.caches import ROOT, TIME, marked_cache
 from tests.fuzz.files import directory
+from tests.fuzz.source import Source
+
+MADE = 0xFE
+"""First byte of an input that is no text but says what to make one of."""
 
 WORDS = (
     b'["lease", ', b'["foreign", ', b'["snapshot", ', b'["blob", ', b'["end"]', b'["complete"]', b'["rolling back"]',
@@ -25,12 +32,41 @@ WORDS = (
 )  # fmt: skip
 
 
+_TEXTS: list[object] = ["a", "b", "c", "view", "somebody", "sha256:00", TIME, "", "\udcff", "\u2028", "x" * 500]
+_HELD: list[object] = [None, [], [["snapshots/overlayfs", "c"]], [["content", "a"], ["content", "b"]], [["", ""]]]
+_ODD: list[object] = [5, -1.5, True, None, [], {}, ["a"], [["a"]], [[5, "a"]], {"a": "b"}, "\ud800", [["a", "b", "c"]], "ab"]
+_KINDS: list[tuple[str, list[list[object]]]] = [
+    ("lease", [_TEXTS, _HELD]),
+    ("foreign", [_TEXTS]),
+    ("snapshot", [_TEXTS, _TEXTS]),
+    ("blob", [_TEXTS, _TEXTS]),
+]
+
+
+def bytes_of(data: bytes) -> bytes:
+    """The journal that an input stands for: itself, or lines made of pieces, few of which are odd."""
+    if data[:1] != bytes([MADE]):
+        return data
+    source = Source(data[1:])
+    names = ("semantics", "namespace", "snapshotter", "v1", "v2")
+    lines: list[object] = [{"asyncmig_journal": 2, **{name: _piece(source, _TEXTS) for name in names}}]
+    while not source.is_empty:
+        kind, arguments = source.pick(_KINDS)
+        lines.append([kind, *(_piece(source, texts) for texts in arguments)])
+    lines += [["end"], ["complete"]][: 1 + source.number() % 2]
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+
+def _piece(source: Source, usual: list[object]) -> object:
+    return source.pick(_ODD if source.number() > 250 else usual)
+
+
 def journal(data: bytes) -> None:
     """A journal, or an error that names the file; and one that is read is fit to be used."""
     target = str(directory() / "v2")
     file = JournalFile(target)
     with open(file.path, "wb") as out:
-        out.write(data)
+        out.write(bytes_of(data))
     try:
         found = file.read()
     except DatabaseError as error:
@@ -112,15 +148,7 @@ def seeds() -> list[bytes]:
     )  # fmt: skip
     text = "".join(f"{line}\n" for line in full.lines()).encode()
     empty = "".join(f"{line}\n" for line in Journal("upstream", "", "", "", "").lines()).encode()
-    return [
-        text,
-        text + b'\n["complete"]\n',
-        text + b'\n["rolling back"]\n["com',
-        empty,
-        b"",
-        b"\n",
-        b"{}\n",
-        text[:-8],
-        b"[]",
-        b"1",
-    ]
+    noted = [text + b'\n["complete"]\n', text + b'\n["rolling back"]\n["com']
+    r = random.Random(5)
+    made = [bytes([MADE]) + bytes(10) + r.randbytes(r.choice([0, 6, 30, 90])).replace(b"\xff", b"\0") for _ in range(40)]
+    return [*made, text, *noted, empty, b"", b"\n", b"{}\n", text[:-8], b"[]", b"1"]

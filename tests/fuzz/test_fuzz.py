@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import loop
+from asyncmig.bolt import check
+from asyncmig.buildkit import gojson
+from asyncmig.buildkit.gojson import GoJSONError
+from asyncmig.errors import DatabaseError
+from asyncmig.migration.journal import JournalFile
+from tests.fuzz import files, journals, loop
 from tests.fuzz.campaign import Fuzz
 from tests.fuzz.images import image_of, sound
 from tests.fuzz.loop import CORPUS, BrokenPromise, inputs, regressions, run_loop, run_one
@@ -46,6 +52,24 @@ def test_sound_files_are_among_the_images() -> None:
     for number, image in enumerate(sound()):
         assert image_of(bytes([number])) == image.data
     assert image_of(b"\xffabc") == b"abc"
+
+
+def test_inputs_get_through() -> None:
+    """Neither all of them nor none."""
+    some = {name: list(itertools.islice(inputs(TARGETS[name], "1"), 100)) for name in ("check", "journal", "json")}
+    assert 10 < sum(check(files.write(image_of(data))).clean for data in some["check"]) < 60
+    file = JournalFile(str(files.directory() / "v2"))
+    read = 0
+    for data in some["journal"]:
+        Path(file.path).write_bytes(journals.bytes_of(data))
+        with suppress(DatabaseError):
+            read += file.read() is not None
+    assert 20 < read < 90
+    valid = 0
+    for data in some["json"]:
+        with suppress(GoJSONError):
+            valid += gojson.decode(data) is not None
+    assert 3 < valid < 60
 
 
 def _target(run: object) -> Target:
