@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import files, images, journals, replies, values, wire
+from tests.fuzz import files, images, journals, replies, stores, values, wire
 from tests.fuzz.target import Target
 
 TARGETS = {
@@ -15,6 +15,7 @@ TARGETS = {
         Target("metadata", values.metadata, values.metadata_seeds, 400, weight=8),
         Target("journal", journals.journal, journals.seeds, 6000, journals.WORDS, weight=20),
         Target("replies", replies.replies, replies.seeds, 600, weight=20),
+        Target("stores", stores.stores, stores.seeds, 150, weight=3),
         Target("wire", wire.wire, wire.seeds, 120, weight=3),
     )
 }
