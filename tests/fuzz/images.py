@@ -146,6 +146,7 @@ def _truncate(image: Image, source: Source) -> None:
         del image.data[source.number(3) % len(image.data) :]
 
 
+# Inputs of the corpus name a change by its place: another one goes to the end.
 _CHANGES: list[Callable[[Image, Source], None]] = [
     _byte, _header, _header, _leaf, _leaf, _leaf, _branch, _branch, _meta, _bad_meta, _freelist, _freelist, _copy, _value,
     _value, _key, _truncate,

@@ -196,6 +196,7 @@ class _Server:
         return frame(PUSH_PROMISE, END_HEADERS, self.stream(), struct.pack(">I", self.source.pick([2, 4, 1, 0])) + block)
 
 
+# Inputs of the corpus name a step by its place: another one goes to the end.
 _STEPS: list[Callable[[_Server], bytes]] = [
     _Server.answer, _Server.answer, _Server.begin, _Server.message, _Server.message, _Server.refusal, _Server.refusal,
     _Server.odd_message, _Server.odd_message, _Server.odd_headers, _Server.odd_headers, _Server.odd_block, _Server.many_headers,

@@ -136,7 +136,7 @@ _Read = Callable[[Any, Any], Any]
 _DECODERS: dict[type, dict[int, tuple[str, _Read]]] = {}
 
 
-def _decode(data: bytes, cls: Any) -> Any:
+def _decode(data: bytes, cls: Any) -> Any:  # noqa: PLR0912  (calls would cost as much as the work)
     try:
         fields = _DECODERS[cls]
     except KeyError:
@@ -152,16 +152,21 @@ def _decode(data: bytes, cls: Any) -> Any:
         if key >= 0x80:
             key, at = _long(data, at, key)
         kind = key & 7
-        value: Any = None
-        if kind in (_VARINT, _BYTES):
+        value: Any
+        if kind == _BYTES:
+            size = data[at]
+            at += 1
+            if size >= 0x80:
+                size, at = _long(data, at, size)
+            at, start = at + size, at
+            value = data[start:at]
+        elif kind == _VARINT:
             value = data[at]
             at += 1
             if value >= 0x80:
                 value, at = _long(data, at, value)
-            if kind == _BYTES:
-                at, start = at + value, at
-                value = data[start:at]
         else:
+            value = None
             at += _FIXED.get(kind, end)
         if at > end:
             raise _UnusualError
