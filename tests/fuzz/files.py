@@ -194,12 +194,17 @@ def editor(data: bytes) -> None:
         return
     with db:
         allowed = _pages_to_be_written(db)
-        committed = _edit(db, model, source)
+        committed = _edit(db, model, _models()[sound().index(base)], source)
     if allowed is not None:
         _check_untouched(before, path.read_bytes(), *allowed)
     if was_sound:
         assert is_harmless(check(path)), [str(finding) for finding in check(path).findings[:3]]
         assert _model_of(path) == (model if committed else _model_of(write(before, "before")))
+
+
+@cache
+def _models() -> list[Model]:
+    return [_model_of(write(bytes(image.data), "sound")) for image in sound()]
 
 
 def _model_of(path: Path) -> Model:
@@ -226,9 +231,9 @@ def _check_untouched(before: bytes, after: bytes, size: int, allowed: set[int]) 
             assert page in allowed, f"page {page} was overwritten"
 
 
-def _edit(db: Db, model: Model | None, source: Source) -> bool:
+def _edit(db: Db, model: Model | None, names: Model, source: Source) -> bool:
     """Whether the transaction was committed; ``model``, that of a sound file, then has its changes, too."""
-    operations = list(_operations(source, model))
+    operations = list(_operations(source, model, model or names))
     try:
         with db.update() as tx:
             for operation in operations:
@@ -249,8 +254,15 @@ def _names(root: Bucket) -> list[bytes]:
     return [key for key, value in root.items() if value is None]
 
 
-def _operations(source: Source, model: Model | None) -> Iterator[Operation]:
-    """Up to 30 operations, on names that are there or not."""
+def _key(source: Source, bucket: Model | None) -> bytes:
+    """A key that is there, more often than not."""
+    if bucket and bucket.entries and source.number() % 4:
+        return source.pick(list(bucket.entries))
+    return b"key%04d" % source.number() if source.number() % 2 else source.text()[:200] or b"k"
+
+
+def _operations(source: Source, model: Model | None, names: Model) -> Iterator[Operation]:
+    """Up to 30 operations, on names that are there or not: ``names`` has those that a file without damage has."""
     tops = [b"big", b"records", b"deep", b"_main", b"_index", b"b0", b"b1", b"new"]
     inner = [b"record%02d" % i for i in range(8)] + [b"a", b"er", b"still", b"b1", b"other"]
     for _ in range(30):
@@ -258,7 +270,7 @@ def _operations(source: Source, model: Model | None) -> Iterator[Operation]:
             return
         kind, depth = source.pick(_KINDS), source.number() % 3
         path = (source.pick(tops), *(source.pick(inner) for _ in range(depth)))
-        key = b"key%04d" % source.number() if source.number() % 2 else source.text()[:200] or b"k"
+        key = _key(source, names.find(path))
         value = bytes([source.number()]) * source.pick([0, 1, 10, 100, 900, 5000])
         operation = Operation(kind, path, key, value, source.number(8))
         if model is not None:
