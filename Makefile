@@ -52,7 +52,7 @@ $(VENV)/.ready: pyproject.toml scripts/setup
 	touch $@
 
 $(VENV)/.ready-dev: pyproject.toml scripts/setup
-	scripts/setup $(PYTHON) $(VENV) "[trio,dev,bench]"
+	scripts/setup $(PYTHON) $(VENV) "[trio,dev,bench,fuzz]"
 	touch $@ $(VENV)/.ready
 
 clean:

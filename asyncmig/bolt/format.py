@@ -127,9 +127,20 @@ def _leaf_table(count: int) -> struct.Struct:
     return struct.Struct(f"<{4 * count}I")
 
 
-@lru_cache(maxsize=4096)
 def _branch_table(count: int) -> struct.Struct:
+    return _remembered_branch_table(count) if count <= _MOST_CHILDREN else _new_branch_table(count)
+
+
+def _new_branch_table(count: int) -> struct.Struct:
     return struct.Struct("<" + "IIQ" * count)
+
+
+_MOST_CHILDREN = 1024
+"""Children of a branch page up to which the form of its table is remembered: all that 16 KiB can hold.
+
+It takes a hundred bytes a child, so those of a hostile file with pages of megabytes would be gigabytes.
+"""
+_remembered_branch_table = lru_cache(maxsize=_MOST_CHILDREN)(_new_branch_table)
 
 
 def _element_starts(positions: Sequence[int], sizes: list[int], table: int, count: int, end: int) -> list[int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
@@ -80,11 +80,7 @@ class Journal:
 
     def lines(self) -> Iterator[str]:
         """The journal as it is written."""
-        head = {
-            "asyncmig_journal": VERSION,
-            **{name: getattr(self, name) for name in ("semantics", "namespace", "snapshotter", "v1", "v2")},
-        }
-        yield json.dumps(head)
+        yield json.dumps({"asyncmig_journal": VERSION, **{name: getattr(self, name) for name in _HEAD}})
         # Put together here, because json.dumps() takes five times as long.
         for lease_id, before in self.leases.items():
             held = "null" if before is None else json.dumps([[resource.type, resource.id] for resource in before])
@@ -112,7 +108,7 @@ class JournalFile:
             return None
         except OSError as error:
             raise DatabaseError(self.path, f"cannot read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             cause = "not a journal of this version of asyncmig; complete the migration with the version that wrote it"
             raise DatabaseError(self.path, cause) from error
 
@@ -166,44 +162,60 @@ class JournalFile:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
 
 
+_HEAD = ("semantics", "namespace", "snapshotter", "v1", "v2")
+
+
 def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
     head = json.loads(next(file, ""))
-    if head.pop("asyncmig_journal") != VERSION:
+    if type(head) is not dict or head.pop("asyncmig_journal", None) != VERSION:
         raise ValueError("another version")
-    _require_texts(head.values())
-    journal = Journal(**head)
+    if set(head) != set(_HEAD):
+        raise ValueError("another head")
+    semantics, namespace, snapshotter, v1, v2 = (_text(head[name]) for name in _HEAD)
+    journal = Journal(semantics, namespace, snapshotter, v1, v2)
     lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
-        kind, *rest = json.loads(line)
+        kind, *rest = _list(json.loads(line))
         if kind == "end":
             break
-        _require_texts(rest if kind != "lease" else rest[:1])
-        _NOTES[kind](journal, *rest)
+        _NOTES[_text(kind)](journal, *rest)
     else:
         raise ValueError("it has no end")
     for line in lines:
-        with contextlib.suppress(ValueError):  # a line that a power cut has torn says nothing yet
+        with contextlib.suppress(ValueError, RecursionError):  # a line that a power cut has torn says nothing yet
             _note_progress(journal, json.loads(line))
     return journal
 
 
-def _require_texts(values: Iterable[object]) -> None:
-    if not all(isinstance(text, str) for text in values):
-        raise TypeError("not a text")
+def _text(value: object) -> str:
+    """What must be a text that a store can have, or else a rollback would fail half-way."""
+    if type(value) is not str:
+        raise TypeError(f"{value!r} where a text should be")
+    if not value.isascii():
+        value.encode("utf-8", "surrogateescape")  # raises for surrogates that stand for no byte
+    return value
 
 
-def _note_lease(journal: Journal, lease_id: str, before: list[list[str]] | None) -> None:
-    resources = None if before is None else tuple(Resource(kind, name) for kind, name in before)
-    for resource in resources or ():
-        _require_texts((resource.type, resource.id))
-    journal.leases[lease_id] = resources
+def _list(value: object) -> list[object]:
+    if type(value) is not list:
+        raise TypeError(f"{value!r} where a list should be")
+    return value
+
+
+def _resource(pair: object) -> Resource:
+    kind, name = _list(pair)
+    return Resource(_text(kind), _text(name))
+
+
+def _note_lease(journal: Journal, lease_id: object, before: object) -> None:
+    journal.leases[_text(lease_id)] = None if before is None else tuple(map(_resource, _list(before)))
 
 
 _NOTES: Mapping[str, Callable[..., Any]] = {
     "lease": _note_lease,
-    "foreign": lambda journal, lease_id: journal.foreign.add(lease_id),
-    "snapshot": lambda journal, name, label: journal.snapshots.__setitem__(name, label),
-    "blob": lambda journal, name, label: journal.blobs.__setitem__(name, label),
+    "foreign": lambda journal, lease_id: journal.foreign.add(_text(lease_id)),
+    "snapshot": lambda journal, name, label: journal.snapshots.__setitem__(_text(name), _text(label)),
+    "blob": lambda journal, name, label: journal.blobs.__setitem__(_text(name), _text(label)),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -170,6 +171,20 @@ def test_branch_layout_and_round_trip() -> None:
 def test_damaged_branches(count: int, cause: str) -> None:
     with pytest.raises(Malformed, match=cause):
         decode_branch(bytes(PAGE_HEADER_SIZE) + encode_branch([b"a", b"bcd"], [5, 6]), count)
+
+
+def test_nothing_is_kept_of_large_branches() -> None:
+    """A hostile file may have as many of them as it likes, each with another number of children."""
+    keys = [b"%06d" % i for i in range(30_000)]
+    tracemalloc.start()
+    try:
+        for count in range(25_000, 25_010):
+            payload = encode_branch(keys[:count], range(count))
+            assert decode_branch(bytes(PAGE_HEADER_SIZE) + payload, count) == (keys[:count], list(range(count)))
+        del payload
+        assert tracemalloc.get_traced_memory()[0] < 1e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_branches_with_unsorted_keys() -> None:

@@ -102,6 +102,10 @@ def run(
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A directory that goes with all in it."""
-    base = MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="asyncmig-torture-", dir=base, ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="asyncmig-torture-", dir=scratch_base(), ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def scratch_base() -> Path | None:
+    """Where to make temporary directories; ``None`` for the usual place."""
+    return MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.fuzz.campaign import Fuzz
 from tests.torture.campaign import Campaign
 from tests.torture.cancel import Cancel
 from tests.torture.crash import CrashCampaign, KillAndCrashCampaign
@@ -18,4 +19,5 @@ CAMPAIGNS: list[Campaign] = [
     Together(),
     Outputs(),
     Scale(),
+    Fuzz(),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -11,13 +11,21 @@ from grpclib.client import Channel, Handler
 from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import H2Protocol, Stream
 
 from asyncmig.stores.containerd import messages
 from asyncmig.stores.containerd._pb.containerd.services.content.v1 import ReadContentRequest, UpdateResponse
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import CreateResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import UpdateSnapshotResponse
-from asyncmig.stores.containerd.unary import Headers, PendingCall, UnaryProtocol, messages_in, request_headers
+from asyncmig.stores.containerd.unary import (
+    LONGEST_ANSWER,
+    Headers,
+    PendingCall,
+    UnaryProtocol,
+    messages_in,
+    request_headers,
+    too_large,
+)
 
 _DECODED_IN_PLACE = 32 * 1024
 """Bytes of a reply from which on it is not decoded on the event loop: about four milliseconds' worth."""
@@ -54,8 +62,43 @@ class _Codec(CodecBase):
 
 
 class _JoinedProtocol(H2Protocol):
+    """Joins writes, and bears what servers may send and grpclib does not expect."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
+        self.processor.processors = _Processors(self.processor.processors)  # type: ignore[assignment, arg-type]
+        self.connection.create_stream = self._create_stream  # type: ignore[method-assign]
+
+    def _create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> Stream:
+        connection = self.connection
+        return _BoundedStream(connection, connection._connection, connection._transport, stream_id=stream_id, wrapper=wrapper)
+
+    def data_received(self, data: bytes) -> None:
+        """An error that gets out of here would end the connection, too, but by way of the log of asyncio."""
+        try:
+            super().data_received(data)
+        except Exception as error:
+            self.processor.close(f"Protocol error: {type(error).__name__}: {error}")
+
+
+class _Processors(dict[type, Callable[[Any], None]]):
+    """By kind of event, what grpclib does about it; about others, nothing.
+
+    It raises for what it does not know: frames of unknown kinds and interim answers, for example, which HTTP/2 has clients
+    ignore.
+    """
+
+    def __missing__(self, event: type) -> Callable[[Any], None]:
+        return lambda _: None
+
+
+class _BoundedStream(Stream):
+    """Does not wait for messages that no server sends, and which would be kept in memory until they are complete."""
+
+    async def recv_data(self, size: int) -> bytes:
+        if size > LONGEST_ANSWER:
+            raise too_large(size)
+        return await super().recv_data(size)
 
 
 class _JoinedUnaryProtocol(_JoinedProtocol, UnaryProtocol):

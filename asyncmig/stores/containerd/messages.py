@@ -2,7 +2,10 @@
 
 betterproto2 0.10 looks up anew, for each field of each message, what the field is and what its default would be.  Here that is
 looked up once for each class of messages.  What comes out is the same; whatever is unusual (kinds of fields that containerd's
-API has not where we use it, fields in odd encodings, data that is damaged) is left to betterproto2, errors included.
+API has not where we use it, fields in odd encodings, data that is damaged) is left to betterproto2.  Two things
+that it lets pass are refused: a number where a text or a message should be, and the like, which whoever gets the message would
+stumble over; and odd messages that are long, because it takes a time that grows with the square of the fields it does not know
+(a minute for a megabyte of them).
 """
 
 from __future__ import annotations
@@ -16,6 +19,12 @@ M = TypeVar("M", bound=betterproto2.Message)
 
 _VARINT, _BYTES = 0, 2
 """Wire types: a number, and what has a length."""
+_FIXED = {1: 8, 5: 4}
+"""Wire types with a fixed number of bytes.  No field that is read here has one."""
+_LONGEST_UNUSUAL = 64 * 1024
+"""Bytes of a message that is left to betterproto2."""
+_NO_FIELD = 1 << 29
+"""Field numbers are below this."""
 
 
 class _UnusualError(Exception):
@@ -41,11 +50,20 @@ def encode(message: betterproto2.Message) -> bytes:
 
 
 def decode(data: bytes, cls: type[M]) -> M:
-    """``cls.FromString(data)``."""
+    """``cls.FromString(data)``, with fields of the types that they are declared with.
+
+    Raises :class:`ValueError` for data that are no such message.
+    """
     try:
         message: M = _decode(data, cls)
     except (_UnusualError, IndexError, UnicodeDecodeError):
-        return cls.FromString(data)
+        if len(data) > _LONGEST_UNUSUAL:
+            raise ValueError(f"a damaged {cls.__name__} of {len(data)} bytes") from None
+        try:
+            message = cls.FromString(data)
+        except Exception as error:  # of many kinds
+            raise ValueError(f"a damaged {cls.__name__} ({type(error).__name__}: {error})") from error
+        _check_types(message)
     return message
 
 
@@ -118,39 +136,50 @@ _Read = Callable[[Any, Any], Any]
 _DECODERS: dict[type, dict[int, tuple[str, _Read]]] = {}
 
 
-def _decode(data: bytes, cls: Any) -> Any:
+def _decode(data: bytes, cls: Any) -> Any:  # noqa: PLR0912  (calls would cost as much as the work)
     try:
         fields = _DECODERS[cls]
     except KeyError:
         fields = _DECODERS[cls] = _decoders(cls)
     message = cls()
     values = message.__dict__
+    unknown: list[bytes] = []  # joined at the end: to add to a string again and again takes the square of the time
     at, end = 0, len(data)
     while at < end:
         begin = at
         key = data[at]
         at += 1
         if key >= 0x80:
-            raise _UnusualError
-        value: Any = data[at]
-        at += 1
-        if value >= 0x80:
-            value, at = _long(data, at, value)
-        if key & 7 == _BYTES:
-            at, start = at + value, at
-            if at > end:
-                raise _UnusualError
+            key, at = _long(data, at, key)
+        kind = key & 7
+        value: Any
+        if kind == _BYTES:
+            size = data[at]
+            at += 1
+            if size >= 0x80:
+                size, at = _long(data, at, size)
+            at, start = at + size, at
             value = data[start:at]
-        elif key & 7 != _VARINT:
+        elif kind == _VARINT:
+            value = data[at]
+            at += 1
+            if value >= 0x80:
+                value, at = _long(data, at, value)
+        else:
+            value = None
+            at += _FIXED.get(kind, end)
+        if at > end:
             raise _UnusualError
         field = fields.get(key)
         if field is not None:
             name, read = field
             values[name] = read(value, values[name])
-        elif key >> 3 in cls._betterproto.field_name_by_number:
+        elif not 0 < key >> 3 < _NO_FIELD or key >> 3 in cls._betterproto.field_name_by_number:
             raise _UnusualError  # of a kind that is not read here, or not in its usual form
         else:
-            message._unknown_fields += data[begin:at]
+            unknown.append(data[begin:at])
+    if unknown:
+        message._unknown_fields = b"".join(unknown)
     return message
 
 
@@ -162,9 +191,11 @@ def _long(data: bytes, at: int, first: int) -> tuple[int, int]:
         at += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if number >> 64:
+                raise _UnusualError
             return number, at
         shift += 7
-        if shift > 56:  # negative, or damaged
+        if shift > 63:
             raise _UnusualError
 
 
@@ -198,10 +229,14 @@ def _reader(meta: Any, cls: Any) -> tuple[int, _Read] | None:  # noqa: PLR0911  
         case betterproto2.TYPE_MAP, False if _of_strings(meta):
             return _BYTES, _entry
         case betterproto2.TYPE_INT64, False:
-            return _VARINT, lambda number, _: number
+            return _VARINT, lambda number, _: _signed(number)
         case betterproto2.TYPE_ENUM, False:
-            return _VARINT, lambda number, _: cls(number)
+            return _VARINT, lambda number, _: cls(_signed(number))
     return None
+
+
+def _signed(number: int) -> int:
+    return number if number < 1 << 63 else number - (1 << 64)
 
 
 def _entry(data: bytes, values: dict[str, str]) -> dict[str, str]:
@@ -219,3 +254,32 @@ def _entry(data: bytes, values: dict[str, str]) -> dict[str, str]:
         raise _UnusualError
     values[data[at:middle].decode()] = data[start:].decode()
     return values
+
+
+# -- what betterproto2 has decoded
+
+_TYPES: dict[str, type] = {betterproto2.TYPE_STRING: str, betterproto2.TYPE_BYTES: bytes}
+
+
+def _check_types(message: Any) -> None:
+    """Raise :class:`ValueError` for a field whose value is not of its type: betterproto2 goes by the encoding alone."""
+    for name, meta in message._betterproto.meta_by_field_name.items():
+        value = getattr(message, name)
+        if meta.proto_type == betterproto2.TYPE_MAP:
+            for key_and_value in value.items():
+                for part, declared in zip(key_and_value, meta.map_meta, strict=True):
+                    _check_type(message, name, part, _TYPES.get(declared.proto_type, int))
+            continue
+        is_message = meta.proto_type == betterproto2.TYPE_MESSAGE
+        wanted = message._betterproto.cls_by_field[name] if is_message else _TYPES.get(meta.proto_type, int)
+        if value is None and is_message and not meta.repeated:
+            continue  # it is not there
+        for part in value if meta.repeated else (value,):
+            _check_type(message, name, part, wanted)
+            if is_message:
+                _check_types(part)
+
+
+def _check_type(message: Any, name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise ValueError(f"the field {name} of a {type(message).__name__} is damaged")  # noqa: TRY004  (it is the data)

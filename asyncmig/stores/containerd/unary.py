@@ -46,6 +46,19 @@ _PREFIX = Struct(">BI")
 _NUMBER = Struct(">I")
 
 
+LONGEST_ANSWER = 32 << 20
+"""Bytes of an answer, or of one message of a long one.  containerd sends messages of 16 MiB at most."""
+_MOST_MESSAGES = 10_000
+"""Messages of a short answer.  Those of Read are the only ones with more than one, and have a MiB each."""
+_MOST_SEEN = 256
+"""Different headers that are remembered.  A server has a handful."""
+
+
+def too_large(size: int) -> GRPCError:
+    """The error for an answer that would take too much memory, as gRPC libraries call it."""
+    return GRPCError(Status.RESOURCE_EXHAUSTED, f"an answer of {size} bytes; at most {LONGEST_ANSWER} are taken")
+
+
 class BadFrameError(Exception):
     """The server has sent what no server sends."""
 
@@ -60,7 +73,7 @@ class _Ignored:
 class PendingCall:
     """A call that has been sent.  It is among the streams of grpclib's connection, which ends them when it ends."""
 
-    __slots__ = ("deadline", "headers", "parts", "reply", "stream_id", "unacknowledged")
+    __slots__ = ("deadline", "headers", "parts", "reply", "size", "stream_id", "unacknowledged")
 
     window_updated = _Ignored()
 
@@ -70,7 +83,7 @@ class PendingCall:
         self.deadline = deadline
         self.headers: _Received | None = None
         self.parts: list[bytes] = []
-        self.unacknowledged = 0
+        self.size = self.unacknowledged = 0
 
     def __terminated__(self, reason: str) -> None:
         self.fail(StreamTerminatedError(reason))
@@ -100,7 +113,7 @@ def _body(headers: _Received, trailers: _Received, parts: list[bytes]) -> bytes:
 
 def messages_in(body: bytes) -> list[bytes]:
     """The messages that an answer consists of."""
-    found = []
+    found: list[bytes] = []
     at, end = 0, len(body)
     while at < end:
         if end - at < _PREFIX.size:
@@ -109,6 +122,8 @@ def messages_in(body: bytes) -> list[bytes]:
         at += _PREFIX.size
         if compressed or at + length > end:
             raise GRPCError(Status.INTERNAL, "an answer whose messages are compressed or end too soon")
+        if len(found) >= _MOST_MESSAGES:
+            raise GRPCError(Status.INTERNAL, f"an answer of more than {_MOST_MESSAGES} messages")
         found.append(body[at : at + length])
         at += length
     return found
@@ -296,10 +311,10 @@ class UnaryProtocol(H2Protocol):
         headers = self._seen.get(block)
         if headers is None:  # decoded even if it is for nobody: the table of headers changes with it
             headers = dict(self._h2.decoder.decode(block, raw=True))
-            if _only_indexed(block):
-                self._seen[block] = headers
-            else:
+            if not _only_indexed(block) or len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
+            else:
+                self._seen[block] = headers
         if flags & _END_STREAM:
             call = self._calls.pop(stream_id, None)
             if call is not None:
@@ -317,6 +332,11 @@ class UnaryProtocol(H2Protocol):
             self._unacknowledged = 0
         call = self._calls.get(stream_id)
         if call is None:
+            return
+        call.size += size
+        if call.size > LONGEST_ANSWER:
+            call.fail(too_large(call.size))  # and whoever waits for it tells the server
+            call.parts.clear()
             return
         call.parts.append(_without_padding(flags, body) if flags & _PADDED else body)
         if flags & _END_STREAM:
