@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread, run_uncancellable
 from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
@@ -22,6 +25,8 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, report: 
     plan = await in_thread(lambda _: ReleasePlan(snapshots=list(journal.snapshots), blobs=list(journal.blobs)))
 
     async def work() -> None:
+        # The run before was perhaps killed, or failed, before the name of the new database was on the disk.
+        await in_thread(lambda _: sync_directory(os.path.dirname(file.path)))
         progress.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs))
         with report.timed(Stage.RELEASE):
             await release(report.counts, stores, plan)

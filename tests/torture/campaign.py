@@ -102,3 +102,8 @@ def scratch() -> Iterator[Path]:
     base = MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="asyncmig-torture-", dir=base, ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def spread(number: int, total: int, count: int) -> bool:
+    """Whether the case with this number is one of ``count`` that lie evenly among ``total``."""
+    return (number + 1) * count // total > number * count // total if count < total else True

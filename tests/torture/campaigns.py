@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.torture.campaign import Campaign
+from tests.torture.errors import Errors
 
-CAMPAIGNS: list[Campaign] = []
+CAMPAIGNS: list[Campaign] = [Errors()]
