@@ -21,6 +21,7 @@ from asyncmig.errors import (
     IncompleteRollbackError,
     LayoutError,
     RecordError,
+    ResourceError,
     StoreError,
 )
 from asyncmig.migration.decisions import Decision, OnBroken
@@ -73,6 +74,7 @@ __all__ = [
     "RecordChange",
     "RecordError",
     "Report",
+    "ResourceError",
     "Stage",
     "StoreError",
     "Verification",

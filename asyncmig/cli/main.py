@@ -13,7 +13,7 @@ import click
 
 from asyncmig._version import __version__
 from asyncmig.cli.errors import Interrupted, OutputError
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, described
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
@@ -91,6 +91,10 @@ def main() -> NoReturn:
     except AsyncmigError as error:
         _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
+    except (MemoryError, OSError, ImportError) as error:
+        # What is short before a verb begins: files to load a command from, or memory for it.
+        _complain(described(error))
+        code = EXIT_FAILED
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
