@@ -91,8 +91,9 @@ def main() -> NoReturn:
     except AsyncmigError as error:
         _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
-    except (MemoryError, OSError, ImportError) as error:
-        # What is short before a verb begins: files to load a command from, or memory for it.
+    except (MemoryError, OSError, ImportError, SystemError) as error:
+        # What is short before a verb begins: files to load a command from, or memory for it.  SystemError is what Python makes
+        # of a MemoryError that it could not even raise.
         _complain(described(error))
         code = EXIT_FAILED
     _settle(sys.stdout)

@@ -18,7 +18,7 @@ import anyio
 
 import asyncmig
 from tests.caches import marked_cache
-from tests.faults.states import migrated_state, original_state
+from tests.faults.states import check_protection, migrated_state, original_state
 from tests.torture.campaign import Case, Unavailable, spread
 from tests.torture.command import AS_SOMEBODY, NO_CHECK, ROOT, check_ended, command, finish
 from tests.torture.errors import BACKENDS, WORKER, copy, state_of
@@ -46,8 +46,8 @@ class Limits:
 
     name = "limits"
     unit = "limits"
-    full = 400
-    few = 10
+    full = 250
+    few = 8
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """Every limit from next to nothing upwards, for each verb."""
@@ -100,7 +100,14 @@ class States:
             self._finish(root, verb, backend)
             return
         prepare = partial(PREPARED[kind], value)
-        ended = command(verb, root / WORKER, "--backend", backend, prepare=prepare)
+        try:
+            ended = command(verb, root / WORKER, "--backend", backend, prepare=prepare)
+        except subprocess.TimeoutExpired:
+            # A thread that has no memory to say that it has ended is waited for; it is killed then, which must do no harm.
+            assert kind == "memory"
+            check_protection(root / WORKER, "hardened")
+            self._finish(root, verb, backend)
+            return
         if ended.code not in (0, 4) and command("--version", prepare=prepare).code:
             assert state_of(root) == before, ended  # Python itself does not get as far as our first line
         elif ended.code != 0 and "Traceback" in ended.error and command("plan", "--help", prepare=prepare).code:
@@ -131,6 +138,9 @@ class States:
         (root / name).chmod(mode)
         ended = command(verb, root / WORKER, 1000, SOMEBODY, program=("-c", AS_SOMEBODY))
         (root / name).chmod(allowed)
+        if ended.code == 2 and "is not readable" in ended.error:
+            assert state_of(root) == before  # the path that was given itself
+            return
         check_ended(ended, before, root, verb)
         if ended.code:
             assert "Permission denied" in ended.error, ended
