@@ -37,8 +37,8 @@ from tests.torture.campaign import Case, spread
 from tests.torture.command import ROOT
 from tests.torture.errors import BACKENDS
 
-RECORDS = 400
-GC_RECORDS = 120
+RECORDS = 200
+GC_RECORDS = 60
 STORES = ("containerdmeta.db", "snapshots/metadata.db")
 NAMES = {signal.SIGKILL: "kill", signal.SIGTERM: "term", signal.SIGINT: "int", signal.SIGHUP: "hup"}
 
@@ -70,7 +70,7 @@ class Kills:
     name = "kills"
     unit = "kills"
     full = 160
-    few = 6
+    few = 4
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """Moments and borders, offline; and live where there is a containerd."""
