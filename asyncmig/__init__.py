@@ -21,6 +21,7 @@ from asyncmig.errors import (
     IncompleteRollbackError,
     LayoutError,
     RecordError,
+    ResourceError,
     StoreError,
     UntrustedError,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "RecordChange",
     "RecordError",
     "Report",
+    "ResourceError",
     "Stage",
     "StoreError",
     "UntrustedError",

@@ -6,13 +6,14 @@ prints its version need not wait, and an event loop must not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import StrPath
+from asyncmig.errors import AsyncmigError, ResourceError, StrPath, lack_of_resources
 from asyncmig.migration.progress import Progress
 from asyncmig.options import Options
 
@@ -36,8 +37,9 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     Cancellation takes effect at once and leaves everything as it was until the new database is complete; after that the rest
     is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
     """
-    run = await _run(path, options or Options(), progress)
-    return await run.migrate(None)
+    with _understood():
+        run = await _run(path, options or Options(), progress)
+        return await run.migrate(None)
 
 
 async def plan(
@@ -53,8 +55,9 @@ async def plan(
     migration would refuse to begin is told in :attr:`Report.refused`, not raised.  Otherwise as :func:`migrate`; cancellation
     takes effect at once.
     """
-    run = await _run(path, replace(options or Options(), dry_run=True), progress)
-    return await run.migrate(on_change)
+    with _understood():
+        run = await _run(path, replace(options or Options(), dry_run=True), progress)
+        return await run.migrate(on_change)
 
 
 async def rollback(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -65,8 +68,9 @@ async def rollback(path: StrPath, options: Options | None = None, *, progress: P
     its kind :class:`IncompleteRollbackError` means that a rerun completes the work, every other kind that nothing has changed.
     A cancellation takes effect at once until the first change, and after the last one.
     """
-    run = await _run(path, options or Options(), progress)
-    return await run.rollback()
+    with _understood():
+        run = await _run(path, options or Options(), progress)
+        return await run.rollback()
 
 
 async def verify(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Verification:
@@ -78,9 +82,24 @@ async def verify(path: StrPath, options: Options | None = None, *, progress: Pro
     Raises :class:`AsyncmigError`: :class:`LayoutError` if there is no v2 database, :class:`DatabaseLockedError` while a daemon
     runs.  Cancellation takes effect at once.
     """
-    auditing = await in_thread(lambda _: import_module("asyncmig.auditing"))
-    result: Verification = await auditing.verify(path, options or Options(), progress or Progress())
-    return result
+    with _understood():
+        auditing = await in_thread(lambda _: import_module("asyncmig.auditing"))
+        result: Verification = await auditing.verify(path, options or Options(), progress or Progress())
+        return result
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Make an error of ours of what Python raises when the process lacks memory, threads or files."""
+    try:
+        yield
+    except AsyncmigError:
+        raise
+    except Exception as error:
+        lacking = lack_of_resources(error)
+        if not lacking:
+            raise
+        raise ResourceError(lacking) from error
 
 
 async def _run(path: StrPath, options: Options, progress: Progress | None) -> Run:

@@ -24,7 +24,7 @@ _REMEDY = (
 
 async def look_at_finished(layout: Layout, journal: Journal | None, report: Report) -> None:
     """Report what an operator must know of a cache that is migrated already.  Changes nothing, and never fails for it."""
-    if not await in_thread(lambda _: exists(layout.v1)):
+    if not await in_thread(_has_v1, layout):
         return
     await in_thread(_look_at_v2, layout, report)
     if journal is not None and journal.is_rolling_back:
@@ -38,6 +38,13 @@ async def look_at_finished(layout: Layout, journal: Journal | None, report: Repo
     if traces:
         text = f"an old daemon has run since the migration ({'; '.join(traces)}): {_REMEDY}"
         report.notices.append(Notice("old-daemon-ran", "", text))
+
+
+def _has_v1(_: Checkpoint, layout: Layout) -> bool:
+    try:
+        return exists(layout.v1)
+    except AsyncmigError:
+        return False
 
 
 def _look_at_v2(_: Checkpoint, layout: Layout, report: Report) -> None:

@@ -6,7 +6,9 @@ wrong and, where there is one, what to do about it.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 
 __all__ = [
     "AsyncmigError",
@@ -21,6 +23,7 @@ __all__ = [
     "IncompleteRollbackError",
     "LayoutError",
     "RecordError",
+    "ResourceError",
     "StoreError",
     "UncertainCommitError",
     "UntrustedError",
@@ -99,6 +102,10 @@ class DropLimitError(AsyncmigError):
     """More records would be dropped than the caller allows.  Raised before anything has been changed."""
 
 
+class ResourceError(AsyncmigError):
+    """The process cannot have what it needs: memory, threads, open files.  Raised before anything has been changed."""
+
+
 class StoreError(AsyncmigError):
     """A content, snapshot or lease store did not do what it was asked."""
 
@@ -129,7 +136,8 @@ class IncompleteMigrationError(AsyncmigError):
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
-            f"stage {stage}: {cause}. The migration is incomplete and has lost nothing: remove the cause and run it again"
+            f"stage {stage}: {described(cause)}. "
+            "The migration is incomplete and has lost nothing: remove the cause and run it again"
         )
         self.stage = stage
 
@@ -143,9 +151,35 @@ class IncompleteRollbackError(AsyncmigError):
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
-            f"stage {stage}: {cause}. The rollback is incomplete and has lost nothing: remove the cause and run it again"
+            f"stage {stage}: {described(cause)}. "
+            "The rollback is incomplete and has lost nothing: remove the cause and run it again"
         )
         self.stage = stage
+
+
+_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")
+"""What the dynamic linker says."""
+
+
+def lack_of_resources(error: BaseException) -> str:
+    """What the process lacked, with the remedy, if that is why ``error`` was raised; "" if it is not."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(lack_of_resources, error.exceptions)), "")
+    text = str(error)
+    # A module that is a shared library says in words only why it can't be loaded.
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_MEMORY.search(text)):
+        return "not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return "no more threads can be started; raise the limit (ulimit -u, TasksMax, or ulimit -v, for each takes memory)"
+    is_full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    if is_full or (isinstance(error, ImportError) and os.strerror(errno.EMFILE) in text):
+        return "too many open files; raise the limit (ulimit -n)"
+    return ""
+
+
+def described(error: BaseException) -> str:
+    """The text of an error that may be none of ours; many of Python's own have none."""
+    return lack_of_resources(error) or str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from asyncmig.errors import LayoutError, StrPath, printable
-from asyncmig.paths import exists
+from asyncmig.paths import exists, is_directory
 from asyncmig.stores.containerd.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, NAMESPACE_VARIABLE, socket_path
 
 V1 = "metadata.db"
@@ -100,7 +100,7 @@ class Layout:
         snapshots = os.path.join(self.directory, "snapshots")
         # stargz inside an OCI worker keeps it one level deeper.
         deeper = os.path.join(snapshots, "snapshotter")
-        return os.path.join(deeper if os.path.isdir(deeper) else snapshots, "metadata.db")
+        return os.path.join(deeper if is_directory(deeper) else snapshots, "metadata.db")
 
 
 def find_layout(
@@ -127,7 +127,7 @@ def find_layout(
         if text is not None and not os.fspath(text):
             raise LayoutError(f"the {what} is empty")
     directory = os.path.abspath(os.fspath(path))
-    if not exists(directory) or not os.path.isdir(directory):
+    if not is_directory(directory):
         raise LayoutError(f"{printable(directory)}: not a directory")
     if not _is_worker(directory):
         directory = _only_worker(directory, is_named=layout != "auto")

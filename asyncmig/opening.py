@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.files import close
 from asyncmig.bolt.lock import lock
 from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import LayoutError, printable
@@ -95,7 +96,7 @@ async def _locked_daemon(paths: list[str], writable: bool) -> AsyncIterator[None
         yield
     finally:
         for fd in opened:
-            os.close(fd)
+            close(fd)
 
 
 def _lock_daemon(path: str, writable: bool) -> list[int]:
@@ -108,7 +109,7 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
     try:
         lock(fd, path, exclusive=writable)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     return [fd]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from asyncmig.errors import DatabaseError, LayoutError, printable
 
@@ -14,13 +15,22 @@ def exists(path: str) -> bool:
     Raises :class:`LayoutError` if that can't be told, for want of a permission for example: "not there" would be a guess, and
     a cache that was overlooked would count as migrated.
     """
+    return _mode(path, os.lstat) != 0
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is a directory at ``path``, links followed.  Raises :class:`LayoutError` as :func:`exists` does."""
+    return stat.S_ISDIR(_mode(path, os.stat))
+
+
+def _mode(path: str, look: Callable[[str], os.stat_result]) -> int:
+    """0 if there is nothing."""
     try:
-        os.lstat(path)
+        return look(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return 0
     except OSError as error:
         raise LayoutError(f"{printable(path)}: cannot look: {error.strerror}") from error
-    return True
 
 
 def open_to_read(path: str) -> int:
@@ -29,7 +39,10 @@ def open_to_read(path: str) -> int:
     Raises :class:`OSError`, and :class:`DatabaseError` for what is no regular file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise DatabaseError(path, "not a regular file")
+    except BaseException:
         os.close(fd)
-        raise DatabaseError(path, "not a regular file")
+        raise
     return fd

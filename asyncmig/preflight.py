@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
@@ -11,6 +13,8 @@ from asyncmig.layouts import Layout
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.report import Notice, Report
 from asyncmig.opening import OpenStores
+
+Result = TypeVar("Result")
 
 _V2_BYTES_PER_RECORD = 1536
 """About what the v2 keys of a record and their index entries take at most, page fill included."""
@@ -26,20 +30,27 @@ def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
     layout, records = opened.layout, report.counts.records
     needed: dict[int, int] = {}
     places: dict[int, str] = {}
-    new = os.stat(layout.v1).st_size + (_V2_BYTES_PER_RECORD + _JOURNAL_BYTES_PER_RECORD) * records
+    new = _call(os.stat, layout.v1).st_size + (_V2_BYTES_PER_RECORD + _JOURNAL_BYTES_PER_RECORD) * records
     for path, size in ((layout.directory, new), *opened.growth(records)):
-        device = os.stat(path).st_dev
+        device = _call(os.stat, path).st_dev
         needed[device] = needed.get(device, 0) + size
         places.setdefault(device, path)
     report.bytes_needed = {places[device]: size for device, size in needed.items()}
     for path, size in report.bytes_needed.items():
-        status = os.statvfs(path)
+        status = _call(os.statvfs, path)
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise StoreError(
                 f"{printable(path)}: the migration needs up to {_megabytes(size)} of free space on this file system, "
                 f"and there are {_megabytes(free)}"
             )
+
+
+def _call(function: Callable[[str], Result], path: str) -> Result:
+    try:
+        return function(path)
+    except OSError as error:
+        raise StoreError(f"{printable(path)}: cannot look how much space there is: {error.strerror}") from error
 
 
 def _megabytes(size: int) -> str:

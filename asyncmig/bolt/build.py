@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from asyncmig.bolt import format as fmt
 from asyncmig.bolt.bucket import Bucket, split
+from asyncmig.bolt.files import sync_all
 from asyncmig.bolt.format import BucketValue, encode_bucket, inline_value
 from asyncmig.bolt.pagefile import encode_freelist, freelist_pages
 from asyncmig.bolt.space import PageWriter, Space, write_all
@@ -167,6 +168,6 @@ def finish_file(writer: PageWriter, root: int, *, sequence: int, flags: int, txi
         write_all(writer.fd, writer.path, [meta.pack().ljust(page_size, b"\0")], number % 2 * page_size)
     try:
         os.ftruncate(writer.fd, space.high_water_mark * page_size)
-        os.fsync(writer.fd)
     except OSError as error:
         raise DatabaseError(writer.path, f"cannot complete the file: {error.strerror}") from error
+    sync_all(writer.fd, writer.path)

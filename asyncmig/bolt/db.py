@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from asyncmig.bolt import format as fmt
+from asyncmig.bolt.files import close, status, sync
 from asyncmig.bolt.lock import lock
 from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.space import write_all
@@ -67,7 +68,7 @@ class Db:
             db = cls(fd, name, writable=writable)
             db._load(page_size)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return db
 
@@ -75,7 +76,7 @@ class Db:
         if page_size not in (fmt.MIN_PAGE_SIZE << i for i in range(15)):
             raise BucketError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE}")
         self._new_page_size = page_size
-        if os.fstat(self.fd).st_size:
+        if status(self.fd, self.path).st_size:
             self.reload()
 
     def _initialise(self) -> None:
@@ -121,7 +122,7 @@ class Db:
 
         ``fill_percent`` is how full pages are left when a node is split, as in bbolt.
         """
-        size = os.fstat(self.fd).st_size if self.fd >= 0 else 0
+        size = status(self.fd, self.path).st_size if self.fd >= 0 else 0
         try:
             with self._transaction(writable=True) as tx:
                 yield tx
@@ -196,25 +197,24 @@ class Db:
 
     def _shrink(self, size: int) -> None:
         """Give back what a failed transaction has added behind the committed pages; on a full disk it is needed."""
-        if self.writable and self.fd >= 0 and not self._broken and os.fstat(self.fd).st_size > size:
-            # Without pages the file had 0 bytes; a part of the first four pages would make it a damaged one.
-            end = self.pages.high_water_mark * self.pages.page_size if self.pages else 0
-            with suppress(OSError):
+        if not self.writable or self.fd < 0 or self._broken:
+            return
+        # Without pages the file had 0 bytes; a part of the first four pages would make it a damaged one.
+        end = self.pages.high_water_mark * self.pages.page_size if self.pages else 0
+        with suppress(OSError):
+            if os.fstat(self.fd).st_size > size:
                 os.ftruncate(self.fd, max(size, end))
 
     def sync(self) -> None:
-        """``fdatasync`` the file."""
-        try:
-            os.fdatasync(self.fd)
-        except OSError as error:
-            raise DatabaseError(self.path, f"cannot sync: {error.strerror}") from error
+        """``fdatasync`` the file.  Raises :class:`DatabaseError`."""
+        sync(self.fd, self.path)
 
     # -- end
 
     def close(self) -> None:
         """Close the file, which releases its lock."""
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
             self.fd = -1
 
     def __enter__(self) -> Db:
@@ -234,7 +234,10 @@ def _open_regular(path: str, *, writable: bool, create: bool, follow: bool) -> i
         raise DatabaseError(path, f"cannot open: {error.strerror}") from error
     except ValueError as error:
         raise DatabaseError(path, f"cannot open: {error}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise DatabaseError(path, "not a regular file")
+    try:
+        if not stat.S_ISREG(status(fd, path).st_mode):
+            raise DatabaseError(path, "not a regular file")
+    except BaseException:
+        close(fd)
+        raise
     return fd

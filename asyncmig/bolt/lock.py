@@ -41,9 +41,9 @@ def lock_holder(fd: int) -> str:
 
     A process in another pid namespace has no number here, and some file systems have other device numbers in ``/proc/locks``.
     """
-    status = os.fstat(fd)
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
+        status = os.fstat(fd)
+        file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         with open("/proc/locks", encoding="ascii") as locks:
             # 3: FLOCK  ADVISORY  WRITE 2345 08:01:1234 0 EOF; who waits for one has "->" behind the number.
             fields = [line.split() for line in locks]

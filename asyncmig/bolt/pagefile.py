@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from asyncmig.bolt import format as fmt
+from asyncmig.bolt.files import status
 from asyncmig.bolt.format import BRANCH, FREELIST, LEAF, NO_FREELIST, PAGE_HEADER, Malformed, Meta
 from asyncmig.errors import CorruptDatabaseError, DatabaseError
 
@@ -58,7 +59,7 @@ class PageFile:
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
-        self.size = os.fstat(fd).st_size
+        self.size = status(fd, path).st_size
         self.bad_meta: str | None = None
         """What is wrong with one of the meta pages while the other one is good, and what that means."""
         self.meta = self._choose_meta()
@@ -118,7 +119,7 @@ class PageFile:
     def _is_on_disk(self, pages: int, page_size: int) -> bool:
         """Whether as much of the file is on disk as so many pages take at least."""
         needed = pages * _BYTES_PER_PAGE
-        if pages <= _FEW_PAGES or _allocated(self.fd) >= needed:
+        if pages <= _FEW_PAGES or _allocated(self.fd, self.path) >= needed:
             return True
         # What is on disk may be compressed.  ZFS counts it only seconds after it was written, other file systems never do.
         return self._has_data(0, pages * page_size, needed)
@@ -249,9 +250,9 @@ class PageFile:
             raise DatabaseError(self.path, f"cannot read {count} bytes at {offset}: {error.strerror}") from error
 
 
-def _allocated(fd: int) -> int:
+def _allocated(fd: int, path: str) -> int:
     """Bytes that the file takes on disk; ``st_blocks`` counts in units of 512 bytes everywhere."""
-    return os.fstat(fd).st_blocks * 512
+    return status(fd, path).st_blocks * 512
 
 
 def decode_freelist(page: Page, high_water_mark: int) -> list[int]:

@@ -13,7 +13,7 @@ import click
 
 from asyncmig._version import __version__
 from asyncmig.cli.errors import Interrupted, OutputError
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, printable
+from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, described, printable
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
@@ -91,6 +91,11 @@ def main() -> NoReturn:
     except AsyncmigError as error:
         _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
+    except (MemoryError, OSError, ImportError, SystemError) as error:
+        # What is short before a verb begins: files to load a command from, or memory for it.  SystemError is what Python makes
+        # of a MemoryError that it could not even raise.
+        _complain(described(error))
+        code = EXIT_FAILED
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

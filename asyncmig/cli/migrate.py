@@ -92,7 +92,7 @@ def _run(
     start = perf_counter()
     result = _call(function, path, report, progress, backend, options)
     # The work is done; a closed pipe or a full disk behind standard output does not change that.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MemoryError):
         print_report(result, perf_counter() - start)
     return EXIT_REFUSED if result.refused else 0
 

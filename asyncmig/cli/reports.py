@@ -10,7 +10,7 @@ import re
 import click
 
 from asyncmig.cli.errors import Interrupted
-from asyncmig.errors import IncompleteMigrationError, IncompleteRollbackError, printable
+from asyncmig.errors import IncompleteMigrationError, IncompleteRollbackError, described, printable
 from asyncmig.migration.report import versions
 
 _CACHE_FILE = re.compile(r".*\.db(\W.*)?|buildkitd\.lock|workerid", re.DOTALL)
@@ -57,9 +57,10 @@ def write_report(path: str | None, content: dict[str, object]) -> None:
         with open(path, "w", encoding="utf-8", opener=_to_write) as file:
             json.dump(content, file, indent=2)
             file.write("\n")
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            click.echo(f"asyncmig: warning: no report: {printable(path)}: {error.strerror}", err=True)
+    except (OSError, MemoryError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or described(error)
+        with contextlib.suppress(OSError, MemoryError):
+            click.echo(f"asyncmig: warning: no report: {printable(path)}: {reason}", err=True)
 
 
 def _to_write(path: str, flags: int) -> int:

@@ -15,6 +15,7 @@ import anyio
 import click
 
 from asyncmig.cli.errors import Interrupted
+from asyncmig.errors import AsyncmigError, ResourceError, described, lack_of_resources
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,8 +34,22 @@ def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callab
     signals = _Signals(on_signal)
     try:
         return anyio.run(_run, function, signals, backend=backend)
+    except Exception as error:
+        if signals.has_begun or isinstance(error, AsyncmigError):
+            raise
+        raise ResourceError(f"cannot start an event loop: {_reason(error)}") from error
     finally:
         signals.ignore()
+
+
+def _reason(error: BaseException) -> str:
+    """asyncio fails once more, in a way that says nothing, when it closes a loop that could not be made."""
+    last: BaseException | None = error
+    while last is not None:
+        if lacking := lack_of_resources(last):
+            return lacking
+        last = last.__context__
+    return described(error)
 
 
 class _Signals:
@@ -42,6 +57,7 @@ class _Signals:
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.received: list[signal.Signals] = []
+        self.has_begun = False
         self._on_signal = on_signal
         self._cancel: Callable[[], object] = _nothing
         for number in _SIGNALS:
@@ -121,6 +137,7 @@ def _woken_by_signals() -> Iterator[None]:
 async def _run(function: Callable[[], Awaitable[T]], signals: _Signals) -> T:
     results: list[T] = []
     with _woken_by_signals(), anyio.CancelScope() as scope:
+        signals.has_begun = True
         signals.cancelling(scope)
         try:
             results.append(await function())
@@ -134,5 +151,7 @@ async def _run(function: Callable[[], Awaitable[T]], signals: _Signals) -> T:
 def _require_trio() -> None:
     try:
         import trio  # noqa: F401, PLC0415
-    except ImportError:
+    except ImportError as error:
+        if lack_of_resources(error):
+            raise
         raise click.UsageError("trio is not installed; pip install 'asyncmig[trio]'") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.publish import settle_name
 from asyncmig.migration.release import ReleasePlan, release
 from asyncmig.migration.report import Notice, Report
 from asyncmig.migration.tail import run_tail
@@ -24,9 +26,10 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, report: 
     plan = await in_thread(lambda _: ReleasePlan(snapshots=list(journal.snapshots), blobs=list(journal.blobs)))
 
     async def work() -> None:
+        # The run before was perhaps killed, or failed, before the name of the new database was on the disk.
+        await in_thread(lambda _: sync_directory(os.path.dirname(file.path)))
         progress.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs))
         with report.timed(Stage.RELEASE):
-            await in_thread(lambda _: settle_name(file.path))
             await release(report.counts, stores, plan)
         await in_thread(lambda _: file.note_complete())
 

@@ -24,10 +24,10 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.files import close, status, sync_all, sync_directory
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
-from asyncmig.errors import DatabaseError, printable
-from asyncmig.migration.publish import sync_directory
+from asyncmig.errors import DatabaseError, UncertainCommitError, printable
 from asyncmig.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
@@ -123,15 +123,15 @@ class JournalFile:
                 with os.fdopen(fd, "w", encoding="ascii") as file:
                     file.writelines(f"{line}\n" for line in stepping(checkpoint, journal.lines()))
                     file.flush()
-                    os.fsync(fd)
+                    sync_all(fd, temporary)
                 os.rename(temporary, self.path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
                 raise
-            sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+        sync_directory(os.path.dirname(self.path))
 
     def note_complete(self) -> None:
         """Note, durably, that nothing is left to do."""
@@ -144,22 +144,42 @@ class JournalFile:
     def remove(self) -> None:
         """Remove it, durably."""
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-            sync_directory(os.path.dirname(self.path))
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise DatabaseError(self.path, f"cannot remove: {error.strerror}") from error
+        sync_directory(os.path.dirname(self.path))
 
     def _append(self, what: str) -> None:
+        # After a line that a power cut has torn, this one must not be a part of it.
+        line = f"\n{json.dumps([what])}\n".encode()
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(fd, "a", encoding="ascii") as file:
-                # After a line that a power cut has torn, this one must not be a part of it.
-                file.write(f"\n{json.dumps([what])}\n")
-                file.flush()
-                os.fsync(fd)
         except OSError as error:
             raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+        try:
+            self._append_line(fd, line)
+        finally:
+            close(fd)
+
+    def _append_line(self, fd: int, line: bytes) -> None:
+        """Raises :class:`UncertainCommitError` where what was written in vain can't be taken back."""
+        size = status(fd, self.path).st_size
+        try:
+            while line:
+                line = line[os.write(fd, line) :]
+        except OSError as error:
+            cause = f"cannot write: {error.strerror}"
+            try:
+                os.ftruncate(fd, size)
+            except OSError:
+                raise UncertainCommitError(self.path, cause) from error
+            raise DatabaseError(self.path, cause) from error
+        try:
+            sync_all(fd, self.path)
+        except DatabaseError as error:
+            raise UncertainCommitError(self.path, error.cause) from error
 
 
 _HEAD = ("semantics", "namespace", "snapshotter", "v1", "v2")

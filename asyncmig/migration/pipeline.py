@@ -6,7 +6,6 @@ succeeded.  Each of its steps can be repeated, so a run after an interruption co
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -173,8 +172,10 @@ class Pipeline:
             if self._changed or isinstance(error, UncertainCommitError) or not isinstance(error, AsyncmigError):
                 raise IncompleteMigrationError(stage, error) from error
             if self._earlier is None:
-                with contextlib.suppress(DatabaseError):
+                try:
                     await in_thread(lambda _: self._file.remove())
+                except DatabaseError:
+                    raise IncompleteMigrationError(stage, error) from error
             raise
 
     def _write_journal(self, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from asyncmig.bolt import Checkpoint, PageFile, verify_pages
+from asyncmig.bolt.files import close, sync_directory
 from asyncmig.errors import DatabaseError
 from asyncmig.migration.cache import Cache
 
@@ -60,32 +61,15 @@ class NewDatabase:
         """Give the database its name, durably.  Raises :class:`DatabaseError`."""
         try:
             os.rename(self.path, self.target)
-            self.published = True
-            sync_directory(os.path.dirname(self.target))
         except OSError as error:
             raise DatabaseError(self.target, f"cannot publish: {error.strerror}") from error
+        self.published = True
+        sync_directory(os.path.dirname(self.target))
 
     def close(self) -> None:
         """Close the file, and remove it unless it was published."""
-        os.close(self.fd)
+        close(self.fd)
         if not self.published:
             # On a disk that has gone bad this fails, too; what went wrong first is what the user must see.
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
-
-
-def settle_name(target: str) -> None:
-    """Make durable what another process has published and, being killed, perhaps not synced.  Raises :class:`DatabaseError`."""
-    try:
-        sync_directory(os.path.dirname(target))
-    except OSError as error:
-        raise DatabaseError(target, f"cannot sync its directory: {error.strerror}") from error
-
-
-def sync_directory(path: str) -> None:
-    """Make a rename in the directory durable."""
-    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,11 +11,11 @@ import os
 from collections.abc import Awaitable, Callable
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread, stepping
-from asyncmig.errors import DatabaseError, IncompleteRollbackError
+from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.publish import sync_directory
 from asyncmig.migration.report import Notice, Report
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import GC_ROOT, Lease, Stores
@@ -47,7 +47,10 @@ class Rollback:
 
     async def _run(self) -> None:
         # A change already: from now on no migration completes what an earlier one has left.
-        await in_thread(lambda _: self._file.note_rollback())
+        try:
+            await in_thread(lambda _: self._file.note_rollback())
+        except UncertainCommitError as error:
+            raise IncompleteRollbackError(Stage.RESTORE, error) from error
         await self._step(Stage.RESTORE, self._restore_labels)
         await self._step(Stage.WITHDRAW, lambda: in_thread(self._withdraw))
         await self._step(Stage.UNPROTECT, self._remove_leases)
@@ -77,9 +80,9 @@ class Rollback:
                 os.rename(self._target, self._target + ASIDE)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._target + ".tmp")
-            sync_directory(os.path.dirname(self._target))
         except OSError as error:
             raise DatabaseError(self._target, f"cannot move it aside: {error.strerror}") from error
+        sync_directory(os.path.dirname(self._target))
 
     async def _remove_leases(self) -> None:
         ours, completed, before = await in_thread(self._leases)

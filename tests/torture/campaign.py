@@ -109,3 +109,8 @@ def scratch() -> Iterator[Path]:
 def scratch_base() -> Path | None:
     """Where to make temporary directories; ``None`` for the usual place."""
     return MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
+
+
+def spread(number: int, total: int, count: int) -> bool:
+    """Whether the case with this number is one of ``count`` that lie evenly among ``total``."""
+    return (number + 1) * count // total > number * count // total if count < total else True

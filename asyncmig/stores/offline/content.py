@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Sequence
 
 from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
+from asyncmig.bolt.files import close
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, StrPath, printable
 from asyncmig.sorting import sorted_in_steps
@@ -158,7 +159,7 @@ def _head(path: str, size: int) -> bytes | None:
                 return None
             head = os.pread(fd, HEAD_SIZE, 0)
         finally:
-            os.close(fd)
+            close(fd)
     except OSError as error:
         if error.errno in _NOT_THE_DATAS_FAULT:
             raise StoreError(f"{printable(path)}: cannot read: {error.strerror}") from error

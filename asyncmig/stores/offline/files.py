@@ -116,6 +116,10 @@ def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
         return None
     db = Db.open(path, writable=writable, follow=False)
     try:
+        if writable:
+            # A run that was killed in the midst of a commit leaves one that everybody sees and no disk has.  What is decided
+            # by it must not outlast it: that a lease is there, for example, whose label may go.
+            db.sync()
         if db.pages is not None:
             verify_pages(db.pages, checkpoint)
     except BaseException:
