@@ -27,7 +27,7 @@ from asyncmig.stores.ports import HEAD_SIZE, ContentInfo
 _SIZE = b"size"
 _DIGEST = re.compile(r"(sha256):([a-f0-9]{64})|(sha384):([a-f0-9]{96})|(sha512):([a-f0-9]{128})")
 """What containerd takes for a digest (opencontainers/go-digest ``algorithm.go``)."""
-_NOT_THE_DATAS_FAULT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # the last for a socket
 
 
 class OfflineContent:
@@ -161,7 +161,9 @@ def _head(path: str, size: int) -> bytes | None:
         finally:
             close(fd)
     except OSError as error:
-        if error.errno in _NOT_THE_DATAS_FAULT:
-            raise StoreError(f"{printable(path)}: cannot read: {error.strerror}") from error
-        return None
+        if error.errno in _NO_FILE:
+            return None
+        # A disk in trouble must not cost records that it may still have: whoever knows that the data is lost can say so.
+        remedy = "; check the disk. To go on without this blob, move the file away" if error.errno == errno.EIO else ""
+        raise StoreError(f"{printable(path)}: cannot read: {error.strerror}{remedy}") from error
     return head if len(head) == min(size, HEAD_SIZE) else None
