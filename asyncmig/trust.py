@@ -58,8 +58,9 @@ def check_owners(layout: Layout) -> None:
             if path in (*layout.edited, layout.journal):
                 _check_names(path, status)
     for directory in _written(layout):
-        if os.path.isdir(directory):
-            _check_owner(directory, os.stat(directory), _trusted())
+        status = _look(directory)
+        if status is not None:
+            _check_owner(directory, status, _trusted())
             _check_ancestors(directory)
 
 
@@ -154,10 +155,10 @@ def _check_names(path: str, status: os.stat_result) -> None:
 def _check_ancestors(directory: str) -> None:
     """Who may write to a directory may replace what is in it, unless it is sticky, as /tmp is."""
     # In a user namespace the owner of the root directory is nobody; whoever it is has everything below it in hand.
-    trusted = _trusted() | {os.stat("/").st_uid}
+    top = _look("/")
+    trusted = _trusted() | {top.st_uid if top else 0}
     place = os.path.dirname(directory)
-    while True:
-        status = os.stat(place)
+    while status := _look(place):
         if status.st_uid not in trusted:
             raise UntrustedError(
                 f"{printable(place)}: belongs to uid {status.st_uid}, who could replace {printable(directory)} in it "

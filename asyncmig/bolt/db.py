@@ -88,13 +88,13 @@ class Db:
         """Make the committed state durable before the first change.
 
         Another process may have been killed between the writing of the meta page and its sync: everybody sees its commit, but
-        the disk may have the one before, whose pages the next commit takes for free.  The meta page is written again and not
-        only synced, because after a sync that has failed Linux takes the page for clean, and the next sync does nothing.
-        bbolt lacks this.
+        the disk may have the one before, whose pages the next commit takes for free.  The meta page is written again, as it is,
+        and not only synced, because after a sync that has failed Linux takes the page for clean, and the next sync does
+        nothing.  bbolt lacks this.
         """
         assert self.pages is not None
-        meta = self.pages.meta
-        write_all(self.fd, self.path, [meta.pack()], meta.txid % 2 * meta.page_size)
+        offset = self.pages.meta_offset
+        write_all(self.fd, self.path, [self.pages.read(fmt.META_SIZE, offset)], offset)
         self.sync()
         self._settled = True
 

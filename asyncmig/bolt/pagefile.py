@@ -62,6 +62,8 @@ class PageFile:
         self.size = status(fd, path).st_size
         self.bad_meta: str | None = None
         """What is wrong with one of the meta pages while the other one is good, and what that means."""
+        self.meta_offset = 0
+        """Where the meta page of the committed state is."""
         self.meta = self._choose_meta()
         self.page_size = self.meta.page_size
         self.high_water_mark = self.meta.high_water_mark
@@ -84,6 +86,7 @@ class PageFile:
         if not metas:
             raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable ({problems[0]})")
         meta = max(metas, key=lambda m: m.txid)
+        self.meta_offset = 0 if meta is first else meta.page_size
         self._check_meta(meta)
         return meta
 

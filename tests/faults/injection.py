@@ -73,10 +73,7 @@ class Calls:
         self._readlink = os.readlink
 
     def _concerns(self, name: str, args: tuple[Any, ...]) -> bool:
-        """Whether the call is about a file below the directory; event loops and Python itself have files, too.
-
-        Blobs are left out: one that cannot be read counts as missing, which is no failure of the run.
-        """
+        """Whether the call is about a file below the directory; event loops and Python itself have files, too."""
         subject = args[1] if name == "copy_file_range" else args[0] if args else None
         if isinstance(subject, int):
             try:
@@ -84,7 +81,7 @@ class Calls:
             except OSError:
                 return False
         path = os.fspath(subject) if isinstance(subject, str | os.PathLike) else ""
-        return isinstance(path, str) and path.startswith(self._directory) and "/content/" not in path
+        return isinstance(path, str) and path.startswith(self._directory)
 
     def _is_hit(self, name: str) -> bool:
         fault = self._fault

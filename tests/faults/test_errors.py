@@ -58,7 +58,7 @@ async def test_a_failed_sync_says_that_what_is_shown_may_not_be_on_the_disk(name
 
 
 async def test_a_commit_of_which_it_is_open_whether_it_took_effect_says_it_too(worker: Path) -> None:
-    with injected(worker, Fault("fdatasync", 4, "EIO")), pytest.raises(IncompleteMigrationError) as caught:
+    with injected(worker, Fault("fdatasync", 5, "EIO")), pytest.raises(IncompleteMigrationError) as caught:
         await asyncmig.migrate(worker)
     assert isinstance(caught.value.__cause__, UncertainCommitError)
     assert "unmount and mount its file system or reboot" in str(caught.value)
@@ -68,7 +68,7 @@ async def test_what_a_killed_run_has_left_in_memory_is_synced_before_it_is_relie
     worker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit whose last sync is missing: the leases are seen, and no disk has them."""
-    await interrupt(worker, Fault("fdatasync", 4, "EIO"))
+    await interrupt(worker, Fault("fdatasync", 5, "EIO"))
     calls = record(monkeypatch, "fdatasync", "rename")
     await asyncmig.migrate(worker)
     published = calls.index(("rename", "metadata_v2.db.tmp"))
@@ -151,11 +151,11 @@ async def test_a_completed_run_does_not_fail_for_what_it_looks_at_afterwards(wor
     await interrupt(worker, Fault("fsync", 4, "EIO"))
     state = tree_state(worker)
     seen = 0
-    for number in range(1, 40):
+    for number in range(1, 100):
         for name, (mode, content) in state.items():
             (worker / name).write_bytes(content)
             (worker / name).chmod(mode)
-        with injected(worker, Fault("stat", number, "EIO", stays=True)) as calls:
+        with injected(worker, Fault("lstat", number, "EIO", stays=True)) as calls:
             try:
                 report = await asyncmig.migrate(worker)
             except AsyncmigError:

@@ -58,7 +58,8 @@ class Campaign(ABC):
 class Tally:
     """What has become of a campaign."""
 
-    campaign: Campaign
+    name: str
+    unit: str
     tried: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Name of the case, and the traceback."""
@@ -76,7 +77,7 @@ def run(
     progress: Callable[[Tally], None] = lambda _: None,
 ) -> Tally:
     """Try a campaign's cases, or the one with the name ``only``."""
-    tally = Tally(campaign)
+    tally = Tally(campaign.name, campaign.unit)
     start = time.perf_counter()
     try:
         with scratch() as directory:
@@ -95,6 +96,8 @@ def run(
             tally.left_out = campaign.without
     except Unavailable as reason:
         tally.left_out = str(reason)
+    except Exception:
+        tally.failures.append(("(between cases)", traceback.format_exc()))
     tally.seconds = time.perf_counter() - start
     return tally
 

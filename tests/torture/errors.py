@@ -124,7 +124,7 @@ class Stage:
         original = marked_cache().write(self._kept / "original" / WORKER)
         (self._kept / "original" / "buildkitd.lock").touch()
         if os.geteuid() == 0:
-            os.chown(original / "metadata.db", 1000, 1000)
+            os.chown(original / "metadata.db", -1, 1000)
         for semantics in ("hardened", "upstream"):
             self._make_states(semantics)
 

@@ -94,9 +94,10 @@ class States:
         root = self.begin(verb)
         before = state_of(root)
         if kind == "threads":
-            give_away(root)
+            give(root, SOMEBODY)
             options = (verb, root / WORKER, value, SOMEBODY, "--backend", backend)
             check_ended(command(*options, program=("-c", AS_SOMEBODY)), before, root, verb)
+            give(root, 0)
             self._finish(root, verb, backend)
             return
         prepare = partial(PREPARED[kind], value)
@@ -133,7 +134,7 @@ class States:
 
     def _denied(self, name: Path, mode: int, verb: str) -> None:
         root = self.begin(verb)
-        give_away(root)
+        give(root, SOMEBODY)
         before, allowed = state_of(root), (root / name).stat().st_mode
         (root / name).chmod(mode)
         ended = command(verb, root / WORKER, 1000, SOMEBODY, program=("-c", AS_SOMEBODY))
@@ -144,6 +145,7 @@ class States:
         check_ended(ended, before, root, verb)
         if ended.code:
             assert "Permission denied" in ended.error, ended
+        give(root, 0)
         self._finish(root, verb, BACKENDS[mode % 2])
 
     def outputs(self) -> Iterator[Case]:
@@ -169,10 +171,10 @@ class States:
         self._finish(root, verb, BACKENDS[0])
 
 
-def give_away(root: Path) -> None:
-    """Make all files those of somebody who is not root."""
+def give(root: Path, user: int) -> None:
+    """Make all files those of a user; root itself changes nobody else's."""
     for path in (root, *root.rglob("*")):
-        os.chown(path, SOMEBODY, SOMEBODY)
+        os.chown(path, user, user)
 
 
 class SmallDisk:
