@@ -16,8 +16,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	scripts/demo $(BIN)/asyncmig
 
+# One process a processor; -n 0 in PYTEST_ARGS runs them one by one.
 test: $(VENV)/.ready-dev tools
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 torture: $(VENV)/.ready-dev tools
 	$(BIN)/python -m tests.torture $(TORTURE_ARGS)

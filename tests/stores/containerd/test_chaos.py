@@ -154,15 +154,15 @@ THIRDS = [(HARDENED, start) for start in range(3)] + [(UPSTREAM, 0)]
 def test_a_rerun_after_a_kill_at_any_call(
     semantics: Semantics, start: int, tmp_path: Path, expected: object, anyio_backend: str
 ) -> None:
-    """A third of all points each."""
-    tried = 0
-    for point in range(start, 1000, 3):
+    """A third of all points each; under trio a third of those, to spare time."""
+    tried, every = 0, 9 if anyio_backend == "trio" else 3
+    for point in range(start, 1000, every):
         left = state_after_a_kill("migrate", "migrate", point, tmp_path / f"{point}", semantics, anyio_backend)
         if left is None:
             break
         assert final_state(*left) == expected, f"point {point}"
         tried += 1
-    assert tried >= 25, "points tried"
+    assert tried >= 75 // every, "points tried"
 
 
 @pytest.mark.parametrize(("killed", "step", "at_least"), [("migrate", 5, 15), ("rollback", 2, 20)])
