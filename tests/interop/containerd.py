@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -378,3 +380,28 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return number, at
+
+
+@contextmanager
+def collecting(daemon: Containerd) -> Iterator[None]:
+    """Collect garbage, and when that is done, again.
+
+    containerd collects after every 100 changes by default, so it does so in the middle of a migration, too.
+    """
+    ended = threading.Event()
+    rounds = 0
+
+    def collect() -> None:
+        nonlocal rounds
+        while not ended.is_set():
+            daemon.collect_garbage()
+            rounds += 1
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        collector.join()
+    assert rounds >= 2, "it was never collected meanwhile"

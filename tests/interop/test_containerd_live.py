@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Iterator, Set
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +29,7 @@ from asyncmig.stores.ports import Kind, Lease, Stores
 from tests.caches import ROOT, TIME, Snapshot, V1Cache, digest, labels_of, marked_cache, migrate_with, sample_cache, value
 from tests.conftest import copy_tree
 from tests.interop.conftest import ContainerdFactory
-from tests.interop.containerd import Containerd
+from tests.interop.containerd import Containerd, collecting
 from tests.interop.livecache import build_cache, containerd_root_from_worker
 from tests.interop.test_containerd_offline import (
     check_garbage_collection,
@@ -238,28 +237,6 @@ async def test_the_collector_keeps_the_blob_of_a_holder(semantics: Semantics, da
     check_garbage_collection(daemon, records, "native")
     # Upstream leaves the label there, so that nothing ever collects the blob.
     assert (ROOT in daemon.labels("content", blob)) is (semantics is UPSTREAM)
-
-
-@contextlib.contextmanager
-def collecting(daemon: Containerd) -> Iterator[None]:
-    """containerd collects after every 100 changes by default, so it does so in the middle of a migration, too."""
-    ended = threading.Event()
-    rounds = 0
-
-    def collect() -> None:
-        nonlocal rounds
-        while not ended.is_set():
-            daemon.collect_garbage()
-            rounds += 1
-
-    collector = threading.Thread(target=collect)
-    collector.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        collector.join()
-    assert rounds >= 2
 
 
 @pytest.fixture

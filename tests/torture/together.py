@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ import asyncmig
 from tests.caches import V1Cache, marked_cache, sample_cache
 from tests.faults import states
 from tests.interop.boltool import BoltTool, build_boltool, find_go
-from tests.interop.containerd import Containerd, find_containerd
+from tests.interop.containerd import Containerd, collecting, find_containerd
 from tests.interop.livecache import build_cache
 from tests.states import tree_state
 from tests.torture.campaign import Campaign, Case, Unavailable
@@ -242,7 +241,7 @@ def _beside_a_collector(directory: Path, chosen: random.Random) -> None:
         options = ("--address", str(daemon.address), "--concurrency", str(chosen.randint(1, 8)))
         for verb, others in (("migrate", ("verify", "plan", "migrate")), ("rollback", ("verify", "rollback"))):
             delays = [chosen.uniform(0, 0.2), 0.0]
-            with _collecting(daemon):
+            with collecting(daemon):
                 ended = together([verb, chosen.choice(others)], delays, worker, *options)
                 if not any(e.verb == verb and e.code == 0 for e in ended):  # whoever looks can be in its way
                     assert {e.verb for e in ended if e.code == 0} == {"verify"}, ended
@@ -258,28 +257,6 @@ def _random_cache(chosen: random.Random) -> V1Cache:
         parent = chosen.choice(["", "a", "b", *(f"layer{i}" for i in range(number))])
         cache.layer(f"layer{number}", parent, blob=chosen.random() < 0.8)
     return cache
-
-
-@contextmanager
-def _collecting(daemon: Containerd) -> Iterator[None]:
-    """Collect garbage, and when that is done, again."""
-    ended = threading.Event()
-    rounds = 0
-
-    def collect() -> None:
-        nonlocal rounds
-        while not ended.is_set():
-            daemon.collect_garbage()
-            rounds += 1
-
-    collector = threading.Thread(target=collect)
-    collector.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        collector.join()
-    assert rounds >= 2, "it was never collected meanwhile"
 
 
 def _mark(daemon: Containerd) -> dict[Path, str]:
