@@ -49,6 +49,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_AT_FIRST_USE[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_AT_FIRST_USE})
+
+
 __all__ = [
     "AsyncmigError",
     "BucketError",

@@ -99,3 +99,8 @@ def test_only_the_live_adapter_knows_grpc() -> None:
         found = {name.split(".")[0] for name in imports(path)} & {"grpclib", "betterproto2", "h2", "hpack"}
         assert not found or adapter in path.parents, path
     assert any("grpclib" in name for path in MODULES for name in imports(path)), "or this test sees nothing"
+
+
+def test_what_is_imported_late_is_listed_all_the_same() -> None:
+    assert set(asyncmig.__all__) <= set(dir(asyncmig))
+    assert {getattr(asyncmig, name).__name__ for name in ("LabelChange", "RecordChange")} == {"LabelChange", "RecordChange"}
