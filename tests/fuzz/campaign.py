@@ -32,11 +32,10 @@ class Fuzz(Campaign):
     few = 2_000
 
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
-        """For each target some runs of the loop; in a long campaign half of it guided by atheris, and values shown to Go.
-
-        Either is left out where it is not installed.
-        """
-        guided = is_available() and count >= _LONG
+        """For each target some runs of the loop; in a long campaign half of it guided by atheris, and values shown to Go."""
+        guided, go = is_available() and count >= _LONG, find_go()
+        if count >= _LONG:
+            self.without = " and ".join(filter(None, (go, None if guided else "atheris is not installed")))
         whole = sum(target.weight for target in TARGETS.values())
         for target in TARGETS.values():
             runs = max(1, count * target.weight // whole)
@@ -46,7 +45,7 @@ class Fuzz(Campaign):
             for number, first in enumerate(range(0, runs, _LOOP)):
                 some = min(_LOOP, runs - first)
                 yield Case(f"{target.name}/loop/{number}/{some}", partial(run_loop, target, f"{seed} {number}", some), some)
-        if count >= _LONG and find_go() is None:
+        if count >= _LONG and go is None:
             yield Case(f"json/go/{count // 5}", partial(_as_go_does, directory, seed, count // 5), count // 5)
 
 

@@ -75,9 +75,10 @@ class Kills(Campaign):
     def cases(self, directory: Path, seed: int, count: int) -> Iterator[Case]:
         """Moments and borders, offline; and live where there is a containerd."""
         rng = random.Random(seed)
+        self.without = find_containerd() or ""
         with ExitStack() as stack:
             kinds = [Offline(directory / "offline").cases(rng, count)]
-            if find_containerd() is None:
+            if not self.without:
                 kinds.append(Collected(directory / "collected").cases(rng, max(2, count // 10)))
                 kinds.append(stack.enter_context(Live(directory / "live")).cases(rng, max(3, count // 4)))
             every = [case for kind in kinds for case in kind]
