@@ -18,7 +18,7 @@ from tests.torture.errors import WORKER, State, changed, state_of
 TIMEOUT = 20
 ROOT = Path(__file__).parents[2]
 AS_SOMEBODY = """
-import contextlib, os, resource, sys
+import codecs, contextlib, os, resource, sys
 import trio
 from asyncmig.cli.main import main
 
@@ -28,6 +28,7 @@ for warm in ("plan", "verify", "rollback"):  # loads what it needs: Python's own
     with contextlib.suppress(SystemExit), open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:
         main()
 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+codecs.lookup("ascii")
 os.setgroups([])
 resource.setrlimit(resource.RLIMIT_NPROC, (int(threads), int(threads)))
 os.setgid(int(user))

@@ -198,7 +198,7 @@ class Stage:
             assert reason in text, f"it does not say why: {text}"
         if not isinstance(error, IncompleteMigrationError | IncompleteRollbackError):
             after = state_of(self._root)
-            if fault.stays and fault.operation in ("unlink", *GROUPS):
+            if fault.stays and fault.operation in ("unlink", "fstat", *GROUPS):
                 # Nothing can be given back or removed any more, but nobody refers to it.
                 before, after = without_sizes(before), without_sizes(after)
                 after = {name: content for name, content in after.items() if not name.endswith(".tmp")}
