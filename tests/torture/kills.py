@@ -346,7 +346,9 @@ class Live:
         code, error = ended(process)
         if who != "asyncmig":
             restart.join()
-        assert code == 0 or (who != "containerd" and code == -signal.SIGKILL), (code, error)
+        # The very first call is not made again where nobody listens: the address may be wrong.
+        too_early = code == 1 and "nobody listens there" in error and "nothing was changed" in error
+        assert code == 0 or too_early or (who != "containerd" and code == -signal.SIGKILL), (code, error)
 
     def _restart(self) -> None:
         time.sleep(0.2)
