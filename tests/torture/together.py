@@ -35,10 +35,12 @@ VERBS = ("migrate", "plan", "verify", "rollback")
 TIMEOUT = 60.0
 LOCKED = r"\S+: locked by .+; stop the daemon"
 NOT_MIGRATED = "there is no metadata_v2.db"
+MOVED_AWAY = r"metadata_v2\.db: cannot open: No such file"
+"""By a rollback, behind the back of a verify that has just looked."""
 EXPECTED = {
     "migrate": {0: "migrated|completed", 1: LOCKED},
     "plan": {0: "", 1: LOCKED},
-    "verify": {0: "", 1: f"{LOCKED}|{NOT_MIGRATED}"},
+    "verify": {0: "", 1: f"{LOCKED}|{NOT_MIGRATED}|{MOVED_AWAY}"},
     "rollback": {0: "rolled back", 1: f"{LOCKED}|{NOT_MIGRATED}.journal"},
 }
 """What each command may answer: exit codes, and what then is printed."""
