@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from tests.torture.campaign import scratch
 
 # Random examples are for developers; a CI run must say the same twice.
 settings.register_profile("asyncmig", derandomize="CI" in os.environ, print_blob=True)
@@ -31,6 +33,13 @@ def semantics(request: pytest.FixtureRequest) -> Semantics:
     found = request.param
     assert isinstance(found, Semantics)
     return found
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in memory, for tests in which thousands of syncs would cost minutes and show nothing more."""
+    with scratch() as path:
+        yield path
 
 
 def missing(what: str) -> None:

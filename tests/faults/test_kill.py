@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("killed", ["migrate", "rollback"])
 @pytest.mark.parametrize(("semantics", "step"), [("hardened", 1), ("upstream", 3)], ids=["hardened", "upstream"])
 def test_a_run_after_a_kill_at_any_system_call_ends_in_the_same_state(
-    semantics: str, step: int, killed: str, then: str, anyio_backend: str, tmp_path: Path
+    semantics: str, step: int, killed: str, then: str, anyio_backend: str, memory_path: Path
 ) -> None:
     """Every point for hardened semantics; to spare time a third of them for upstream's, and under trio."""
     step *= 3 if anyio_backend == "trio" else 1
@@ -23,7 +23,7 @@ def test_a_run_after_a_kill_at_any_system_call_ends_in_the_same_state(
         sys.executable,
         "-m",
         "tests.faults.kill_points",
-        str(tmp_path),
+        str(memory_path),
         anyio_backend,
         semantics,
         killed,

@@ -152,12 +152,12 @@ THIRDS = [(HARDENED, start) for start in range(3)] + [(UPSTREAM, 0)]
 
 @pytest.mark.parametrize(("semantics", "start"), THIRDS, ids=lambda value: getattr(value, "name", str(value)))
 def test_a_rerun_after_a_kill_at_any_call(
-    semantics: Semantics, start: int, tmp_path: Path, expected: object, anyio_backend: str
+    semantics: Semantics, start: int, memory_path: Path, expected: object, anyio_backend: str
 ) -> None:
     """A third of all points each; under trio a third of those, to spare time."""
     tried, every = 0, 9 if anyio_backend == "trio" else 3
     for point in range(start, 1000, every):
-        left = state_after_a_kill("migrate", "migrate", point, tmp_path / f"{point}", semantics, anyio_backend)
+        left = state_after_a_kill("migrate", "migrate", point, memory_path / f"{point}", semantics, anyio_backend)
         if left is None:
             break
         assert final_state(*left) == expected, f"point {point}"
@@ -166,12 +166,14 @@ def test_a_rerun_after_a_kill_at_any_call(
 
 
 @pytest.mark.parametrize(("killed", "step", "at_least"), [("migrate", 5, 15), ("rollback", 2, 20)])
-def test_a_rollback_after_a_kill_at_any_call(killed: str, step: int, at_least: int, tmp_path: Path, anyio_backend: str) -> None:
+def test_a_rollback_after_a_kill_at_any_call(
+    killed: str, step: int, at_least: int, memory_path: Path, anyio_backend: str
+) -> None:
     """A part of all points; the offline suite has them all."""
-    expected = original_state(marked_cache().in_memory(), write(tmp_path / "original"))
+    expected = original_state(marked_cache().in_memory(), write(memory_path / "original"))
     tried = 0
     for point in range(anyio_backend == "trio", 1000, step):
-        left = state_after_a_kill(killed, "rollback", point, tmp_path / f"{point}", HARDENED, anyio_backend)
+        left = state_after_a_kill(killed, "rollback", point, memory_path / f"{point}", HARDENED, anyio_backend)
         if left is None:
             break
         assert original_state(*left) == expected, f"point {point}"
