@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +24,20 @@ import anyio
 
 import asyncmig
 from asyncmig import Options, Stage
-from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.semantics import HARDENED, UPSTREAM
 from asyncmig.synth import synthesize
+from tests.faults.states import ASIDE, STORES, migrated_state
 from tests.faults.test_containerd_faults import SNAPSHOTTER, cache_of_layers, check_finished
 from tests.interop.containerd import Containerd, find_containerd
 from tests.interop.livecache import build_cache, containerd_root_from_worker
 from tests.interop.test_containerd_offline import check_leases, read_v2
-from tests.states import containerd_state, dump_lines, lasting
+from tests.states import dump_lines, lasting
 from tests.torture.campaign import Campaign, Case, spread
 from tests.torture.command import ROOT
 from tests.torture.errors import BACKENDS
 
 RECORDS = 200
 GC_RECORDS = 60
-STORES = ("containerdmeta.db", "snapshots/metadata.db")
 NAMES = {signal.SIGKILL: "kill", signal.SIGTERM: "term", signal.SIGINT: "int", signal.SIGHUP: "hup"}
 
 BORDER = """
@@ -133,7 +131,7 @@ class Offline:
             begun = time.monotonic()
             assert ended(start("migrate", self._worker, "--semantics", semantics))[0] == 0
             self._seconds["migrate"] = time.monotonic() - begun
-            self._expected["migrate", semantics] = self._migrated(self._worker)
+            self._expected["migrate", semantics] = migrated_state(self._worker)
         self._kept["rollback"] = directory / "migrated"
         shutil.copytree(self._worker, self._kept["rollback"])
         begun = time.monotonic()
@@ -144,14 +142,8 @@ class Offline:
         shutil.rmtree(self._worker, ignore_errors=True)
         shutil.copytree(self._kept[verb], self._worker)
 
-    def _migrated(self, worker: Path) -> object:
-        journal = JournalFile(str(worker / "metadata_v2.db")).read()
-        assert journal is not None
-        files = sorted(set(os.listdir(worker)) - {"metadata_v2.db.rolled-back"})
-        return [containerd_state(worker / name) for name in ("metadata_v2.db", *STORES)], asdict(journal), files
-
     def _original(self, worker: Path) -> object:
-        files = sorted(set(os.listdir(worker)) - {"metadata_v2.db.rolled-back"})
+        files = sorted(set(os.listdir(worker)) - {ASIDE})
         return [lasting(dump_lines(worker / name)) for name in STORES], (worker / "metadata.db").read_bytes(), files
 
     def cases(self, rng: random.Random, count: int) -> Iterator[Case]:
@@ -216,7 +208,7 @@ class Offline:
             assert self._original(worker) == self._expected["rollback", "hardened"], "it ended in another state"
             return
         anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
-        assert self._migrated(worker) == self._expected["migrate", semantics], "it ended in another state"
+        assert migrated_state(worker) == self._expected["migrate", semantics], "it ended in another state"
         if semantics == "hardened":
             assert anyio.run(asyncmig.verify, worker, backend=backend).clean
 
