@@ -157,18 +157,23 @@ class IncompleteRollbackError(AsyncmigError):
         self.stage = stage
 
 
-_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")
-"""What the dynamic linker says."""
+_MORE_MEMORY = "not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more"
+_NO_MEMORY = {
+    ImportError: re.compile("failed to map segment|[Cc]annot allocate memory"),
+    SystemError: re.compile("without setting an exception|without exception set"),
+}
+"""What the dynamic linker says, and Python of a MemoryError that it could not even raise."""
 
 
 def lack_of_resources(error: BaseException) -> str:
     """What the process lacked, with the remedy, if that is why ``error`` was raised; "" if it is not."""
+    if isinstance(error, MemoryError):
+        return _MORE_MEMORY
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(lack_of_resources, error.exceptions)), "")
     text = str(error)
-    # A module that is a shared library says in words only why it can't be loaded.
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_MEMORY.search(text)):
-        return "not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more"
+    if any(isinstance(error, kind) and said.search(text) for kind, said in _NO_MEMORY.items()):
+        return _MORE_MEMORY
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return "no more threads can be started; raise the limit (ulimit -u, TasksMax, or ulimit -v, for each takes memory)"
     is_full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

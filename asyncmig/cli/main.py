@@ -80,31 +80,38 @@ def main() -> NoReturn:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _complain("SIGINT: stopped")
         code = 128 + signal.SIGINT
+        _complain("SIGINT: stopped")
     except Interrupted as interrupted:
-        _complain(str(interrupted))
         code = 128 + interrupted.signal
+        _complain(interrupted)
     except OutputError as error:
-        _complain(str(error))
         code = EXIT_OUTPUT
+        _complain(error)
     except AsyncmigError as error:
-        _complain("\n".join((str(error), *getattr(error, "__notes__", ()))))
         code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
+        _complain(error)
     except (MemoryError, OSError, ImportError, SystemError) as error:
-        # What is short before a verb begins: files to load a command from, or memory for it.  SystemError is what Python makes
-        # of a MemoryError that it could not even raise.
-        _complain(described(error))
+        # What is short before a verb begins: files to load a command from, or memory for it.
         code = EXIT_FAILED
+        _complain(error)
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(text: str) -> None:
+_TOO_LITTLE_TO_SAY_IT = b"asyncmig: not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more\n"
+"""For a process that has none left to escape and join a text in: the caught error still holds all that it had."""
+
+
+def _complain(error: BaseException | str) -> None:
     with contextlib.suppress(OSError):
-        first, *notes = map(printable, text.split("\n"))
-        click.echo("\n".join((f"asyncmig: {first}", *notes)), err=True)
+        try:
+            text = error if isinstance(error, str) else "\n".join((described(error), *getattr(error, "__notes__", ())))
+            first, *notes = map(printable, text.split("\n"))
+            click.echo("\n".join((f"asyncmig: {first}", *notes)), err=True)
+        except MemoryError:
+            os.write(2, _TOO_LITTLE_TO_SAY_IT)
 
 
 def _settle(stream: TextIO | None) -> None:
