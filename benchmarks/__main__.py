@@ -1,31 +1,27 @@
 """The entry point of all benchmarks: measure, print tables, keep the results, compare them, show them in the documents.
 
-    python -m benchmarks [--suite NAME ...] [--records N ...] [--large] [--repeat N] [--baseline-limit N]
-                         [--out DIR] [--against FILE] [--write]
-
-The live suite is a program of its own, ``python -m benchmarks.live``; here it is run once, small, for its table.
+python -m benchmarks [--suite NAME ...] [--records N ...] [--large] [--repeat N] [--baseline-limit N]
+                     [--backend NAME ...] [--on disk tmpfs] [--concurrency N ...]
+                     [--scratch DIR] [--out DIR] [--against FILE] [--plots DIR] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import bolt, documents, loop_lag, memory, offline, startup
+from benchmarks import bolt, documents, live, loop_lag, memory, offline, startup
 from benchmarks.compare import compare
-from benchmarks.machine import ROOT, describe, load_average, machine, versions
+from benchmarks.live_report import DISK, TMPFS
+from benchmarks.machine import describe, load_average, machine, versions
 from benchmarks.model import Run, load
 from benchmarks.suite import Settings, Suite, say
-from tests.interop.containerd import find_containerd
 
-SUITES: list[Suite] = [suite.SUITE for suite in (offline, bolt, memory, loop_lag, startup)]
-LIVE = "live"
-LIVE_RECORDS = 1_000
+SUITES: list[Suite] = [suite.SUITE for suite in (offline, bolt, memory, loop_lag, startup, live)]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,7 +34,14 @@ def main() -> None:
     suites = [suite for suite in SUITES if suite.name in arguments.suite]
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="bench-") as scratch:
         settings = Settings(
-            Path(scratch), arguments.records, arguments.large, arguments.repeat, arguments.baseline_limit, arguments.backend
+            scratch=Path(scratch),
+            records=arguments.records,
+            large=arguments.large,
+            repeat=arguments.repeat,
+            baseline_limit=arguments.baseline_limit,
+            backends=arguments.backend,
+            places=arguments.on,
+            concurrencies=arguments.concurrency,
         )
         run = _measure(settings, suites, arguments)
     say(f"results: {run.save(arguments.out)}")
@@ -52,14 +55,16 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*(suite.name for suite in SUITES), LIVE]
+    names = [suite.name for suite in SUITES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure asyncmig.")
     parser.add_argument("--suite", nargs="+", choices=names, default=names, help="what to measure (everything)")
     parser.add_argument("--records", type=int, nargs="+", default=[], help="sizes of the caches (each suite has its own)")
-    parser.add_argument("--large", action="store_true", help="a million records too, and the whole baseline for 100,000")
+    parser.add_argument("--large", action="store_true", help="larger caches too, and the whole baseline for 100,000 records")
     parser.add_argument("--repeat", type=int, default=3, help="rounds, of which the median counts (3); fewer if long")
     parser.add_argument("--baseline-limit", type=int, metavar="N", help="the baseline commits N records; its time is estimated")
     parser.add_argument("--backend", nargs="+", choices=["asyncio", "trio"], default=["asyncio", "trio"])
+    parser.add_argument("--on", nargs="+", choices=[DISK, TMPFS], default=[], help="where live migrations are (on disk)")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16], help="calls at a time, live (1 and 16)")
     parser.add_argument("--scratch", type=Path, default=Path(), help="directory on the file system to measure on (this one)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory for the results (benchmarks/results)")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into a directory")
@@ -72,28 +77,16 @@ def _measure(settings: Settings, suites: list[Suite], arguments: argparse.Namesp
     run = Run(
         name="bench-large" if settings.large else "bench",
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        arguments={"suite": arguments.suite, "records": arguments.records, "repeat": arguments.repeat},
+        arguments={name: getattr(arguments, name) for name in ("suite", "records", "repeat", "on", "concurrency")},
         machine=machine(settings.scratch),
         versions=versions(),
         load_before=load_average(),
     )
     for suite in suites:
         run.results += suite.measure(settings)
-    if LIVE in arguments.suite:
-        _measure_live(settings, run)
     run.left_out = settings.left_out
     run.load_after = load_average()
     return run
-
-
-def _measure_live(settings: Settings, run: Run) -> None:
-    reason = find_containerd()
-    if reason:
-        settings.leave_out(f"live, because {reason}")
-        return
-    records = str(min([*settings.records, LIVE_RECORDS]))
-    command = [sys.executable, "-m", "benchmarks.live", "--records", records, "--concurrency", "1", "16", "--on", "disk"]
-    run.texts[LIVE] = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout.strip()
 
 
 def _show(run: Run, suites: list[Suite]) -> None:
@@ -103,9 +96,8 @@ def _show(run: Run, suites: list[Suite]) -> None:
     for what in run.left_out:
         print(f"Left out: {what}.")
     for suite in suites:
-        print(f"\n## {suite.name}\n\n{suite.table(run.of(suite.name))}")
-    for name, text in run.texts.items():
-        print(f"\n## {name}\n\n{text}")
+        if results := run.of(suite.name):
+            print(f"\n## {suite.name}\n\n{suite.table(results)}")
 
 
 def _plot(run: Run, suites: list[Suite], directory: Path) -> None:

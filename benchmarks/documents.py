@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import offline
+from benchmarks import live_report, offline
 from benchmarks.machine import ROOT, describe
 from benchmarks.model import Result, Run
 from benchmarks.suite import Suite
@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 PLOTS = ROOT / "docs" / "plots"
 
-GISTS: Mapping[str, Callable[[list[Result]], str]] = {offline.NAME: offline.table}
+GISTS: Mapping[str, Callable[[list[Result]], str]] = {offline.NAME: offline.table, live_report.NAME: live_report.gist}
 """What of a suite is shown in the README."""
 
 

@@ -15,6 +15,8 @@ from tests.interop.containerd import Containerd
 from tests.interop.livecache import containerd_root_from_worker
 
 SNAPSHOTTER = "overlayfs"
+MIGRATE = "anyio.run(asyncmig.migrate, worker, options, backend=backend)"
+"""The work of a process of its own (:mod:`benchmarks.child`), which sets these names up."""
 
 
 @dataclass(frozen=True)

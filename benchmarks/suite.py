@@ -18,7 +18,11 @@ PATIENCE = 90.0
 
 @dataclass
 class Settings:
-    """What is asked for.  ``records`` is empty where each suite is to take its own sizes; ``large``: with the large ones."""
+    """What is asked for.
+
+    ``records`` is empty where each suite is to take its own sizes; ``large``: with the large ones.  ``places`` ("disk" is where
+    ``scratch`` is, or "tmpfs") and ``concurrencies`` are for live migrations; no places are the suite's own.
+    """
 
     scratch: Path
     records: Sequence[int] = ()
@@ -26,6 +30,8 @@ class Settings:
     repeat: int = 3
     baseline_limit: int | None = None
     backends: Sequence[str] = ("asyncio", "trio")
+    places: Sequence[str] = ()
+    concurrencies: Sequence[int] = (1, 16)
     left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

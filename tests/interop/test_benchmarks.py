@@ -23,7 +23,7 @@ from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import StatSnapshotRequest
 from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.synth import synthesize
-from benchmarks import baseline, documents, loop_lag, memory
+from benchmarks import baseline, documents, live, live_report, loop_lag, memory
 from benchmarks.__main__ import SUITES
 from benchmarks.baseline import BaselineError
 from benchmarks.baseline.recording import as_call, in_phases
@@ -33,7 +33,7 @@ from benchmarks.documents import insert
 from benchmarks.equality import DifferentError, require_equal
 from benchmarks.latency import Latencies, bucket_of
 from benchmarks.model import Result, Run, load
-from benchmarks.suite import Suite
+from benchmarks.suite import Settings, Suite
 from tests.conftest import missing
 from tests.interop.conftest import ContainerdFactory
 
@@ -79,6 +79,16 @@ def measure(tmp_path: Path, suite: str, *args: str) -> Run:
     return found
 
 
+@pytest.fixture
+def without_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cp", "containerd", "ctr"):
+        if found := shutil.which(name):
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+
+
 # -- the suites
 
 
@@ -101,11 +111,7 @@ def test_a_part_of_the_baseline_is_an_estimate(tmp_path: Path) -> None:
     assert 4 < base.figures["commits_a_record"] < 9
 
 
-def test_without_go_the_baseline_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "cp").symlink_to("/bin/cp")
-    monkeypatch.setenv("PATH", str(programs))
+def test_without_go_the_baseline_is_left_out(tmp_path: Path, without_go: None) -> None:
     found = measure(tmp_path, "offline")
     assert [result.case["what"] for result in found.results] == ["hardened", "upstream", "copy"]
     assert found.left_out == ["offline: the baseline, because the go command is not installed"]
@@ -139,25 +145,33 @@ def test_loop_lag_alone(args: list[str], containerd_factory: ContainerdFactory) 
     assert [line.split(" | ")[3] for line in lines[2:]] == ["idle", "migration"]
 
 
-LIVE = ("benchmarks.live", "--records", "30", "--concurrency", "1", "4", "--backend", "asyncio", "--on")
+LIVE = ("--concurrency", "1", "4", "--backend", "asyncio", "--on")
 
 
 @pytest.mark.parametrize("place", ["disk", "tmpfs"])
-def test_live(place: str, containerd_factory: ContainerdFactory) -> None:
-    rows = run(*LIVE, place, "--without-go")
-    assert [row.split(" | ")[:4] for row in rows[2:4]] == [
-        [f"| {place}", "30", "asyncio", "1"],
-        [f"| {place}", "30", "asyncio", "4"],
+def test_live(tmp_path: Path, place: str, containerd_factory: ContainerdFactory, without_go: None) -> None:
+    found = measure(tmp_path, "live", *LIVE, place)
+    assert [result.case for result in found.results] == [
+        {"on": place, "records": 50, "backend": "asyncio", "concurrency": concurrency} for concurrency in (1, 4)
     ]
-    assert [row.split(" | ")[3:6:2] for row in rows[7:] if " | create | " in row] == [["1", "30"], ["4", "30"]]
+    assert [sum(result.series["latency_us create"].values()) for result in found.results] == [50, 50]
+    assert all(result.figures["server_busy"] > 0 and "go_seconds" not in result.figures for result in found.results)
+    assert found.left_out == ["live: the client in Go, because the go command is not installed"]
 
 
-def test_live_beside_the_go_client(containerd_factory: ContainerdFactory) -> None:
+def test_live_beside_the_go_client(tmp_path: Path, containerd_factory: ContainerdFactory) -> None:
     problem = baseline.unavailable("live")
     if problem is not None:
         pytest.skip(problem)  # it is for the benchmarks only, so that nothing requires it here
-    rows = run(*LIVE, "tmpfs")
-    assert [row.split(" | ")[6].endswith(" times") for row in rows[2:4]] == [True, True]
+    found = measure(tmp_path, "live", *LIVE, "tmpfs")
+    assert [result.figures["times_go"] > 0 for result in found.results] == [True, True]
+
+
+def test_without_containerd_live_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "find_containerd", lambda: "containerd needs root")
+    settings = Settings(tmp_path)
+    assert not list(live.measure(settings))
+    assert settings.left_out == ["live, because containerd needs root"]
 
 
 def test_calls_are_replayed_in_phases_of_chains() -> None:
@@ -280,11 +294,44 @@ def test_the_documents_have_a_place_for_every_suite(tmp_path: Path, monkeypatch:
     suites = [Suite(suite.name, suite.measure, lambda results: f"table of {results[0].suite}") for suite in SUITES]
     found = example(1.0)
     found.results = [Result(suite.name, {"what": "upstream", "records": 10}, {"seconds": 1.0}) for suite in suites]
+    found.results[-1] = live_result(10, 1, 1.0)
     documents.write(found, suites)
     text = documents.PERFORMANCE.read_text()
     for suite in suites:
         assert f"<!-- benchmarks/{suite.name}.py -->\nA machine.\n\ntable of {suite.name}\n<!-- /" in text
     assert "| 10 | upstream | 1.00 |" in documents.README.read_text()
+    assert "| disk | 10 | asyncio | 1 | 1.0 |" in documents.README.read_text()
+
+
+def live_result(records: int, concurrency: int, seconds: float, backend: str = "asyncio", on: str = "disk") -> Result:
+    figures = {"seconds": seconds, "times_go": 1.25, "records_a_second": records / seconds, "server_busy": 0.8}
+    counts = {bucket_of(microseconds / 1e6): 60 * concurrency for microseconds in (1_000, 10_000)}
+    series = live_report.series([Latencies.of("create", counts), Latencies.of("version", {bucket_of(0.001): 1})])
+    return Result("live", {"on": on, "records": records, "backend": backend, "concurrency": concurrency}, figures, series)
+
+
+def test_tables_of_live_migrations() -> None:
+    results = [live_result(100, 1, 0.5), live_result(1_000, 1, 4), live_result(1_000, 16, 2), live_result(1_000, 16, 2, "trio")]
+    text = live.SUITE.table(results)
+    assert "| disk | 1,000 | asyncio | 16 | 2.0 | 2.00 times | 1.25 times | 500 |  |  |  | 80% |  |" in text
+    assert "| disk | 1,000 | trio | 16 | 2.0 |  | 1.25 times |" in text  # nothing to compare with
+    assert "| disk | 1,000 | asyncio | 16 | create | 1,920 | 1,000 | 10,000 | 10,000 |" in text
+    gist = live_report.gist(results).splitlines()
+    assert [row.split(" | ")[1:4] for row in gist[2:]] == [["1,000", "asyncio", "1"], ["1,000", "asyncio", "16"]]
+    assert "| trio |" in live_report.gist(results[3:])
+
+
+def test_the_plot_of_live_migrations(tmp_path: Path) -> None:
+    need_matplotlib()
+    plot = live.SUITE.plot
+    assert plot is not None
+    others = [live_result(10, 32, 1), live_result(1_000, 16, 1, "trio"), live_result(1_000, 16, 1, on="tmpfs")]
+    (path,) = plot([*others, live_result(1_000, 16, 1), live_result(1_000, 1, 1)], tmp_path)
+    drawn = path.read_text()
+    assert "calls by time: 1,000 records, on disk, asyncio, 16 at a time" in drawn
+    assert ">create<" in drawn
+    assert ">version<" not in drawn
+    assert not plot([], tmp_path)
 
 
 def test_fit() -> None:
