@@ -16,7 +16,10 @@ def bucket_of(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Latencies:
-    """The calls of one verb: for each bucket its upper bound in microseconds and how many there were, in order."""
+    """The calls of one verb: for each bucket its upper bound in microseconds and how many there were, in order.
+
+    Buckets in between that nothing fell into are there, too, for the gaps to be seen.
+    """
 
     verb: str
     buckets: list[tuple[float, int]]
@@ -24,7 +27,8 @@ class Latencies:
     @classmethod
     def of(cls, verb: str, counts: dict[int, int]) -> Latencies:
         """From the number of calls in each bucket."""
-        return cls(verb, [(round(10 ** (number / _PER_DECADE), 1), counts[number]) for number in sorted(counts)])
+        numbers = range(min(counts), max(counts) + 1)
+        return cls(verb, [(round(10 ** (number / _PER_DECADE), 1), counts.get(number, 0)) for number in numbers])
 
     @property
     def calls(self) -> int:

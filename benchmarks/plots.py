@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def stages(path: Path, title: str, bars: Mapping[str, Mapping[str, float]]) -> P
 def latency_histogram(path: Path, title: str, buckets: Mapping[str, Mapping[float, float]], unit: str = "ms") -> Path:
     """A line for each name over its buckets: how many took at most so long (the bucket's upper bound), and more than the last.
 
-    Both axes are logarithmic; buckets in which there is nothing are left out.
+    Both axes are logarithmic; where there is nothing in a bucket, the line has a gap.
     """
     figure, axes = _new(title)
     for name, counts in buckets.items():
-        filled = sorted((bound, count) for bound, count in counts.items() if count > 0)
-        xs, ys = [bound for bound, _ in filled], [count for _, count in filled]
-        axes.plot(xs, ys, marker="o", markersize=3, drawstyle="steps-pre", linewidth=1.2, label=name)
+        bounds = sorted(counts)
+        heights = [counts[bound] or math.nan for bound in bounds]
+        axes.plot(bounds, heights, marker="o", markersize=3, drawstyle="steps-pre", linewidth=1.2, label=name)
     _logarithmic(axes)
     axes.set_xlabel(f"at most, in {unit}")
     return _save(figure, axes, path)

@@ -195,6 +195,7 @@ def test_percentiles_of_latencies() -> None:
     counts: Counter[int] = Counter(bucket_of(microseconds / 1e6) for microseconds in [100] * 90 + [1000] * 9 + [10_000])
     latencies = Latencies.of("create", counts)
     assert latencies.calls == 100
+    assert len(latencies.buckets) == 41  # two powers of ten, and the gaps between are there
     assert [latencies.percentile(percent) for percent in (50, 90, 99, 100)] == [100, 100, 1000, 10_000]
 
 
