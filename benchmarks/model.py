@@ -41,8 +41,7 @@ class Result:
 class Run:
     """All results of one call, with what it ran on.
 
-    ``left_out`` has a sentence for each thing that could not be measured here; ``texts`` the tables of suites that are not
-    kept in this form.
+    ``left_out`` has a sentence for each thing that could not be measured here.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Run:
     load_after: list[float] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
 
     def of(self, suite: str) -> list[Result]:
         """The results of a suite."""
@@ -74,6 +72,7 @@ def load(path: Path) -> Run:
     stored = json.loads(path.read_text())
     if not isinstance(stored, dict) or stored.pop("format", None) != FORMAT:
         raise ValueError(f"{path}: not the results of a benchmark in format {FORMAT}")
+    stored.pop("texts", None)  # older files have tables there, of what is now among the results
     results = [Result(**result) for result in stored.pop("results")]
     return Run(results=results, **stored)
 

@@ -254,6 +254,12 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     assert load(path) == example(1.5)
 
 
+def test_older_results_are_read(tmp_path: Path) -> None:
+    path = example(1.5).save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"texts": {"live": "a table"}}))
+    assert load(path) == example(1.5)
+
+
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"format": 0}))
