@@ -3,11 +3,9 @@
 >>> report = await asyncmig.migrate("/var/lib/buildkit/runc-overlayfs")  # doctest: +SKIP
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from asyncmig._version import __version__
 from asyncmig.api import Options, migrate, plan, rollback, verify
+from asyncmig.buildkit.changes import IndexChange, RecordChange
 from asyncmig.errors import (
     AsyncmigError,
     BucketError,
@@ -25,33 +23,11 @@ from asyncmig.errors import (
     StoreError,
     UntrustedError,
 )
+from asyncmig.migration.changes import LabelChange, LeaseChange
 from asyncmig.migration.decisions import Decision, OnBroken
 from asyncmig.migration.findings import Finding, Verification
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Counts, Notice, Outcome, Report
-
-if TYPE_CHECKING:
-    from asyncmig.buildkit.metadata import IndexChange, RecordChange
-    from asyncmig.migration.plan import LabelChange, LeaseChange
-
-_AT_FIRST_USE = {
-    "IndexChange": "asyncmig.buildkit.metadata",
-    "RecordChange": "asyncmig.buildkit.metadata",
-    "LabelChange": "asyncmig.migration.plan",
-    "LeaseChange": "asyncmig.migration.plan",
-}
-"""What a plan tells; its modules are loaded by then, and few programs ask for them."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _AT_FIRST_USE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_AT_FIRST_USE[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_AT_FIRST_USE})
-
 
 __all__ = [
     "AsyncmigError",

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, ResourceError, StrPath, lack_of_resources
+from asyncmig.migration.changes import Change
+from asyncmig.migration.findings import Verification
 from asyncmig.migration.progress import Progress
+from asyncmig.migration.report import Report
 from asyncmig.options import Options
 
 if TYPE_CHECKING:
-    from asyncmig.migration.findings import Verification
-    from asyncmig.migration.plan import Change
-    from asyncmig.migration.report import Report
     from asyncmig.runs import Run
 
 

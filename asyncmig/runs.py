@@ -16,10 +16,11 @@ from asyncmig.daemons import look_at_finished
 from asyncmig.errors import AsyncmigError, DropLimitError, LayoutError, StoreError, StrPath, printable
 from asyncmig.layouts import Layout, check_reachable, find_layout
 from asyncmig.migration.cache import Cache
+from asyncmig.migration.changes import Change
 from asyncmig.migration.completion import complete
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.pipeline import Pipeline
-from asyncmig.migration.plan import Change, changes
+from asyncmig.migration.plan import changes
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.report import Notice, Outcome, Report
 from asyncmig.migration.rollback import Rollback

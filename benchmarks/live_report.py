@@ -40,7 +40,8 @@ def latencies(result: Result) -> list[Latencies]:
 
 def tables(results: list[Result]) -> str:
     """Both tables."""
-    return "\n\n".join([table(results), "How long the calls took, of all rounds together:", latency_table(results)])
+    caption = f"How long the calls took, of all rounds together; verbs with fewer than {ENOUGH} calls are left out:"
+    return "\n\n".join([table(results), caption, latency_table(results)])
 
 
 def table(results: list[Result]) -> str:
@@ -72,6 +73,7 @@ def latency_table(results: list[Result]) -> str:
         [*(column.cell(result) for column in CASE), verb.verb, f"{verb.calls:,}", *_percentiles(verb)]
         for result in results
         for verb in latencies(result)
+        if verb.calls >= ENOUGH
     ]
     return grid(head, rows)
 

@@ -16,6 +16,7 @@ from asyncmig.bolt.build import Fill
 from asyncmig.bolt.format import MAX_KEY_SIZE, Malformed, decode_inline
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit import gojson, keys
+from asyncmig.buildkit.changes import IndexChange, RecordChange
 from asyncmig.buildkit.gojson import GoJSONError
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX, EXTERNAL, INDEX, MAIN
 from asyncmig.buildkit.record import Changes, Indexed, Record
@@ -335,26 +336,6 @@ class Revision:
     def keeps(self, record_id: str) -> bool:
         """Whether what belongs to a record stays."""
         return record_id not in self.dropped
-
-
-@dataclass(frozen=True, slots=True)
-class RecordChange:
-    """A record that is changed, made (``old`` is ``None``) or dropped (``new`` is ``None``); values by key, changed ones only.
-
-    In a dropped or made record all values count as changed.
-    """
-
-    record: str
-    old: dict[bytes, bytes | None] | None
-    new: dict[bytes, bytes | None] | None
-
-
-@dataclass(frozen=True, slots=True)
-class IndexChange:
-    """An entry of the index that is added, or else removed."""
-
-    key: bytes
-    is_added: bool
 
 
 _MainEntry = tuple[bytes, bytes, Sequence[bytes] | None, Sequence[bytes]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from asyncmig.buildkit.metadata import IndexChange, RecordChange, to_text
-from asyncmig.migration.plan import Change, LeaseChange
+from asyncmig.buildkit.changes import IndexChange, RecordChange
+from asyncmig.buildkit.metadata import to_text
+from asyncmig.migration.changes import Change, LeaseChange
 
 Values = dict[bytes, bytes | None]
 

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.metadata import IndexChange, RecordChange
 from asyncmig.concurrency import stepping
+from asyncmig.migration.changes import Change, LabelChange, LeaseChange
 from asyncmig.migration.pipeline import Pipeline
-from asyncmig.stores.ports import GC_ROOT, Resource
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseChange:
-    """A lease that is made (``is_new``), with the names of its labels, or completed: with the resources that it gets."""
-
-    lease: str
-    is_new: bool
-    labels: tuple[str, ...]
-    resources: tuple[Resource, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelChange:
-    """A label that goes: ``kind`` is ``snapshot`` or ``blob``, ``name`` its key or digest, ``value`` that of the label."""
-
-    kind: str
-    name: str
-    label: str
-    value: str
-
-
-Change = RecordChange | IndexChange | LeaseChange | LabelChange
+from asyncmig.stores.ports import GC_ROOT
 
 
 def changes(checkpoint: Checkpoint, pipeline: Pipeline) -> Iterator[Change]:

@@ -14,7 +14,7 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, IncompleteMigrationError, LayoutError, Options, Outcome, StoreError
-from asyncmig.migration.plan import Change
+from asyncmig.migration.changes import Change
 from asyncmig.migration.release import ReleasePlan, Vanished
 from asyncmig.migration.report import Counts
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
