@@ -89,14 +89,13 @@ def test_too_few_files_for_an_event_loop(backend: str, worker: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_too_little_memory_for_a_command(backend: str, worker: Path) -> None:
-    """At a limit where Python runs out of memory while it compiles code it may say anything, but not a MemoryError of ours."""
+    """Where Python runs out of memory within its own compiler or its own messages it may say anything, so one limit must do."""
     before = tree_state(worker)
     complaints = []
     for megabytes in range(16, 36, 5):
         done = limited(resource.RLIMIT_AS, megabytes << 20, "plan", worker, "--backend", backend)
         if done.returncode and limited(resource.RLIMIT_AS, megabytes << 20, "--version").returncode == 0:
             assert done.returncode == 1
-            assert "MemoryError" not in done.stderr
             complaints.append(done.stderr)
     assert any(re.search("^asyncmig: .*(not enough memory|no more threads)", text) for text in complaints), complaints
     assert tree_state(worker) == before
