@@ -157,7 +157,7 @@ class IncompleteRollbackError(AsyncmigError):
         self.stage = stage
 
 
-_MORE_MEMORY = "not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more"
+MORE_MEMORY = "not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more"
 _NO_MEMORY = {
     ImportError: re.compile("failed to map segment|[Cc]annot allocate memory"),
     SystemError: re.compile("without setting an exception|without exception set"),
@@ -168,12 +168,12 @@ _NO_MEMORY = {
 def lack_of_resources(error: BaseException) -> str:
     """What the process lacked, with the remedy, if that is why ``error`` was raised; "" if it is not."""
     if isinstance(error, MemoryError):
-        return _MORE_MEMORY
+        return MORE_MEMORY
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(lack_of_resources, error.exceptions)), "")
     text = str(error)
     if any(isinstance(error, kind) and said.search(text) for kind, said in _NO_MEMORY.items()):
-        return _MORE_MEMORY
+        return MORE_MEMORY
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return "no more threads can be started; raise the limit (ulimit -u, TasksMax, or ulimit -v, for each takes memory)"
     is_full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

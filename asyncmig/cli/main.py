@@ -13,7 +13,14 @@ import click
 
 from asyncmig._version import __version__
 from asyncmig.cli.errors import Interrupted, OutputError
-from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, described, printable
+from asyncmig.errors import (
+    MORE_MEMORY,
+    AsyncmigError,
+    IncompleteMigrationError,
+    IncompleteRollbackError,
+    described,
+    printable,
+)
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 4
@@ -100,8 +107,8 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-_TOO_LITTLE_TO_SAY_IT = b"asyncmig: not enough memory; raise the limit (ulimit -v, MemoryMax) or use a machine that has more\n"
-"""For a process that has none left to escape and join a text in: the caught error still holds all that it had."""
+_NO_MEMORY = f"asyncmig: {MORE_MEMORY}\n".encode()
+"""Made beforehand: there may be too little left to escape and join a text in, for the caught error holds all that there was."""
 
 
 def _complain(error: BaseException | str) -> None:
@@ -111,7 +118,7 @@ def _complain(error: BaseException | str) -> None:
             first, *notes = map(printable, text.split("\n"))
             click.echo("\n".join((f"asyncmig: {first}", *notes)), err=True)
         except MemoryError:
-            os.write(2, _TOO_LITTLE_TO_SAY_IT)
+            os.write(2, _NO_MEMORY)
 
 
 def _settle(stream: TextIO | None) -> None:
