@@ -127,6 +127,22 @@ def stepping(checkpoint: Checkpoint, items: Iterable[Item], progress: Callable[[
     checkpoint()
 
 
+def drop(checkpoint: Checkpoint, *collections: list[Any] | dict[Any, Any]) -> None:
+    """Empty the collections in parts.
+
+    To free very many objects in one step, as Python does with a collection that nobody has any more, holds the interpreter
+    lock for 0.1 s a million or more, and an event loop would wait that long.
+    """
+    for items in collections:
+        while items:
+            checkpoint()
+            if isinstance(items, list):
+                del items[-512:]
+            else:
+                for _ in range(min(len(items), 512)):
+                    items.popitem()
+
+
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], None] = _ignore) -> T:
     """Run ``work`` to its end, whatever cancels the caller.
 

@@ -11,7 +11,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.collector import few_full_collections
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.daemons import look_at_finished
 from asyncmig.errors import AsyncmigError, DropLimitError, LayoutError, StoreError, StrPath, printable
 from asyncmig.layouts import Layout, check_reachable, find_layout
@@ -65,13 +65,16 @@ class Run:
                 report.notices.append(Notice("meta-page", "", note))
             cache = Cache(database, SEMANTICS[options.semantics], report, options.policy)
             pipeline = Pipeline(cache, opened.stores, layout.v2, self._progress)
-            await pipeline.prepare()
-            if options.dry_run:
-                await self._tell(pipeline, opened, on_change)
-            else:
-                await in_thread(check_room, opened, report)
-                await pipeline.migrate()
-                report.outcome = Outcome.MIGRATED
+            try:
+                await pipeline.prepare()
+                if options.dry_run:
+                    await self._tell(pipeline, opened, on_change)
+                else:
+                    await in_thread(check_room, opened, report)
+                    await pipeline.migrate()
+                    report.outcome = Outcome.MIGRATED
+            finally:
+                await close_in_thread(pipeline.forget)
         return report
 
     async def _tell(self, pipeline: Pipeline, opened: OpenStores, on_change: Callable[[Change], None] | None) -> None:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, run_uncancellable, stepping
+from asyncmig.concurrency import drop, in_thread, run_uncancellable, stepping
 
 pytestmark = pytest.mark.anyio
 
@@ -384,3 +384,12 @@ def test_stepping_ends_where_the_checkpoint_raises() -> None:
         seen.extend(item for item in stepping(checkpoint, range(10_000), told.append))
     assert len(seen) == 320
     assert told == [256]
+
+
+def test_drop_empties_in_parts() -> None:
+    records, by_id = [*range(1300)], dict.fromkeys(range(700))
+    left: list[tuple[int, int]] = []
+    drop(lambda: left.append((len(records), len(by_id))), records, by_id, [])
+    assert left == [(1300, 700), (788, 700), (276, 700), (0, 700), (0, 188)]
+    assert not records
+    assert not by_id

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import keys
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.decisions import Action, Code
@@ -37,9 +37,12 @@ async def find_blobs(cache: Cache, content: ContentStore) -> None:
     digests = await in_thread(_digests, cache)
     existing = await in_thread(_existing, await content.info_many(digests))
     if cache.semantics.examines_blobs:
-        await in_thread(_apply_examined, cache, existing, await content.head_many(existing))
+        heads = await content.head_many(existing)
+        await in_thread(_apply_examined, cache, existing, heads)
+        await in_thread(drop, heads)
     else:
         await in_thread(_apply, cache, existing)
+    await in_thread(drop, existing)
 
 
 def _existing(checkpoint: Checkpoint, infos: Sequence[ContentInfo | None]) -> list[ContentInfo]:

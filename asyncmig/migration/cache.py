@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Record
+from asyncmig.concurrency import drop
 from asyncmig.errors import RecordError
 from asyncmig.migration.decisions import Action, Code, Decision, OnBroken, Policy
 from asyncmig.migration.report import Notice, Report
@@ -39,17 +40,8 @@ class Cache:
     dead_blobs: set[str] = field(default_factory=set)
 
     def forget_records(self, checkpoint: Checkpoint) -> None:
-        """Drop the records: the tail needs leases and labels only, and would add to what is the most memory so far.
-
-        In parts, because to free everything at once holds the interpreter lock.
-        """
-        records, by_id = self.records, self.by_id
-        while by_id:
-            checkpoint()
-            for _ in range(min(len(by_id), 512)):
-                by_id.popitem()
-            del records[-512:]
-        records.clear()
+        """Drop the records: the tail needs leases and labels only, and would add to what is the most memory so far."""
+        drop(checkpoint, self.by_id, self.records)
 
     def error(self, record: Record, cause: str) -> RecordError:
         """The error for a record that cannot be migrated."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import close_in_thread, in_thread, stepping
 from asyncmig.errors import (
@@ -132,6 +133,12 @@ class Pipeline:
                 f"({dropped * 100 / self._read_count:.1f} %) would be dropped, and at most {limit:g} % may be (--max-dropped); "
                 f"'asyncmig plan' shows all of them. The first is {printable(first.record)}: {first.text}"
             )
+
+    def forget(self) -> None:
+        """Drop what was computed.  Blocking: for a worker thread, so that an event loop does not wait for it in the end."""
+        self.cache.forget_records(no_checkpoint)
+        self.leases.leases.forget()
+        self.release.forget()
 
     # -- what changes the stores
 

@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import overload
 
 from asyncmig.bolt import Checkpoint
+from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit.record import Record
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import StoreError, printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.journal import Journal
@@ -54,6 +55,10 @@ class PlannedLeases(Sequence[Lease]):
             chosen.add(self.ids[i], self._snapshots[i], self._blobs[i])
         return chosen
 
+    def forget(self) -> None:
+        """Drop all."""
+        drop(no_checkpoint, self.ids, self._snapshots, self._blobs)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -93,7 +98,9 @@ async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> 
     unneeded = [] if cache.semantics.leases_holders else await in_thread(_without_lease, cache, leases)
     existing = await stores.leases.list_many([*leases.ids, *unneeded])
     await in_thread(_note_surplus, cache, existing[len(leases) :])
-    return await in_thread(_plan, cache, leases, existing[: len(leases)], journal)
+    plan = await in_thread(_plan, cache, leases, existing[: len(leases)], journal)
+    await in_thread(drop, existing)
+    return plan
 
 
 def _without_lease(checkpoint: Checkpoint, cache: Cache, leases: PlannedLeases) -> list[str]:

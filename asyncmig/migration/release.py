@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.bolt.walk import no_checkpoint
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.report import Counts, Leftovers
@@ -33,6 +34,10 @@ class ReleasePlan:
     snapshot_roots: dict[str, str] = field(default_factory=dict)
     blob_roots: dict[str, str] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Drop everything."""
+        drop(no_checkpoint, self.snapshots, self.blobs, self.snapshot_roots, self.blob_roots)
+
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
@@ -54,6 +59,7 @@ async def plan_release(cache: Cache, stores: Stores) -> ReleasePlan:
         return ReleasePlan()  # no snapshot has shown that this is the right place, so what is there may be anybody's
     found = await snapshots.list_all(rooted=True), await stores.content.list_all(rooted=True)
     labelled = await in_thread(_labelled, *found)
+    await in_thread(drop, *found)
     if cache.semantics.reports_leftovers:
         leases = await stores.leases.list_all() if labelled.views else []
         plan = await in_thread(_plan_labelled, cache, labelled, leases, snapshots.snapshotter)

@@ -23,7 +23,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit import gojson, keys
 from asyncmig.buildkit.metadata import to_bytes
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.decisions import Action, Code, OnBroken
@@ -48,6 +48,7 @@ async def resolve_and_repair(cache: Cache, snapshots: SnapshotStore) -> None:
     await in_thread(_check_place, cache, infos, snapshots.snapshotter)
     await _look_up_unrecorded(infos, snapshots, await in_thread(_unrecorded_of_records, cache, infos))
     await in_thread(_Repair(cache, infos).run)
+    await in_thread(drop, infos)
 
 
 # -- looking up

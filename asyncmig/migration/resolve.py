@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import printable
 from asyncmig.migration.cache import ADVICE, Cache
 from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
@@ -25,6 +25,7 @@ async def resolve(cache: Cache, snapshots: SnapshotStore) -> None:
     with_snapshot = await in_thread(_with_snapshot, cache)
     infos = await snapshots.stat_many(await in_thread(_names, with_snapshot))
     await in_thread(_apply, cache, with_snapshot, infos, snapshots.snapshotter)
+    await in_thread(drop, infos)
     await in_thread(_resolve_holders, cache)
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -31,17 +32,19 @@ from asyncmig import (
     Outcome,
     RecordError,
     StoreError,
+    runs,
 )
 from asyncmig.bolt import Bucket, Db, check
 from asyncmig.bolt.format import MAX_KEY_SIZE, NO_FREELIST
 from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.semantics import HARDENED, Semantics
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
 from asyncmig.synth import synthesize
 from tests.bolt.helpers import patch_metas, read_meta
-from tests.caches import ROOT, Snapshot, V1Cache, digest, labels_of, migrate_with, sample_cache, value
+from tests.caches import ROOT, Snapshot, V1Cache, digest, labels_of, marked_cache, migrate_with, sample_cache, value
 from tests.conftest import missing
 from tests.states import containerd_state, dump_lines, tree_state
 
@@ -759,3 +762,35 @@ async def test_a_name_that_is_too_long_for_the_index_of_chains(tmp_path: Path) -
             record = tx.path_bucket(b"_main", name.encode())
             assert record is not None
             assert (b"cache.chainID" in record, b"cache.blob" in record) == (has_chain, True)
+
+
+@pytest.mark.parametrize("outcome", ["migrated", "planned", "failed"])
+async def test_what_was_computed_is_freed_before_the_event_loop_has_to(
+    outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines: list[Pipeline] = []
+
+    class Noted(Pipeline):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            pipelines.append(self)
+
+    monkeypatch.setattr(runs, "Pipeline", Noted)
+    worker = marked_cache().write(tmp_path / "runc-overlayfs")
+    if outcome == "failed":
+        monkeypatch.setattr(runs, "check_room", _fail)
+        with pytest.raises(LookupError):
+            await asyncmig.migrate(worker)
+    else:
+        await (asyncmig.migrate if outcome == "migrated" else asyncmig.plan)(worker)
+    (pipeline,) = pipelines
+    assert pipeline.cache.report.counts.leases
+    assert not pipeline.cache.records
+    assert not pipeline.cache.by_id
+    assert not len(pipeline.leases.leases)
+    assert not pipeline.release.snapshot_roots
+    assert not pipeline.release.snapshots
+
+
+def _fail(*_: object) -> None:
+    raise LookupError

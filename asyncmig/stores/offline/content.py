@@ -132,7 +132,9 @@ class OfflineContent:
     ) -> list[bool]:
         if not digests:
             return []
-        self._scan = None
+        scan, self._scan = self._scan, None
+        if scan is not None:
+            scan.forget(checkpoint)
         now, found, name = codec.now(), set(), codec.to_bytes(label)
         with update(self._files.metadata) as tx:
             blobs = tx.path_bucket(VERSION, self._files.namespace, CONTENT, BLOB)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import drop
 from asyncmig.errors import StoreError
 from asyncmig.stores.fanout import Progress
 
@@ -36,6 +38,10 @@ class Scan(Generic[Info_co]):
     def all(self) -> Iterator[Info_co]:
         """What is known of all objects."""
         return (self._make(name, *facts) for name, facts in self.facts.items())
+
+    def forget(self, checkpoint: Checkpoint) -> None:
+        """Drop everything."""
+        drop(checkpoint, self.facts)
 
     def note(self, name: str, fault: str | None) -> None:
         """Note what is wrong with an object, if anything is."""

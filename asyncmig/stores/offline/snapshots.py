@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
-from asyncmig.concurrency import in_thread, stepping
+from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
@@ -143,6 +143,7 @@ class OfflineSnapshots:
                 scan.note(name, backend.faults.get(backend_key))
                 self._backend_keys.append(backend_key)
                 scan.facts[name] = (kind, shared.setdefault(parent, parent), root)
+        drop(checkpoint, backend.kinds)
         return scan
 
     def _read_backend(self, checkpoint: Checkpoint, progress: Progress) -> _Backend:
@@ -197,6 +198,7 @@ class OfflineSnapshots:
                 backend_keys.append(key)
         self._progress(len(names) - len(found))  # the others are counted as they are changed
         self._scan = None
+        scan.forget(checkpoint)
         now, label_name = codec.now(), codec.to_bytes(label)
         # The inner transaction, the backend's, commits first, as in containerd.
         with update(self._files.metadata) as metadata, update(self._files.backend) as backend:
