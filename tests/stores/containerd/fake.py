@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from asyncmig.stores.containerd._pb.containerd.services.content import v1 as content
@@ -45,6 +46,37 @@ Hook = Callable[[str, Any], Awaitable[None]]
 
 async def _no_hook(call: str, request: Any) -> None:
     """Let every call pass."""
+
+
+class _Server(Server):
+    """Ends every connection, also one on which no call has arrived yet."""
+
+    def __init__(self, services: list[Any]) -> None:
+        super().__init__(services)
+        self._transports: list[Any] = []
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        made = protocol.connection_made
+
+        def note(transport: Any) -> None:
+            self._transports.append(transport)
+            made(transport)
+
+        protocol.connection_made = note  # type: ignore[method-assign]
+        return protocol
+
+    async def end(self) -> None:
+        self._abort()  # before the calls are cancelled: they would be answered
+        self.close()
+        for _ in range(3):  # what has been accepted becomes a connection in a task of its own
+            await asyncio.sleep(0)
+        self._abort()
+        await self.wait_closed()
+
+    def _abort(self) -> None:
+        for transport in self._transports:
+            transport.abort()
 
 
 @dataclass
@@ -91,17 +123,13 @@ class FakeContainerd:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._connections: set[Any] = set()
-        server = Server([self])
+        server = _Server([self])
         self.address.unlink(missing_ok=True)
         await server.start(path=str(self.address))
         self._ready.set()
         await self._stop.wait()
         self.address.unlink()
-        for transport in self._connections:
-            transport.abort()
-        server.close()
-        await server.wait_closed()
+        await server.end()
 
     # -- the calls
 
@@ -149,7 +177,6 @@ class FakeContainerd:
         name = route.split(".v1.")[1]
 
         async def handle(stream: Any) -> None:
-            self._connections.add(stream._stream._transport)
             request = await stream.recv_message()
             self.calls[name] += 1
             try:
