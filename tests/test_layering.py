@@ -102,6 +102,11 @@ def test_only_the_live_adapter_knows_grpc() -> None:
     assert any("grpclib" in name for path in MODULES for name in imports(path)), "or this test sees nothing"
 
 
+def test_every_public_name_is_there() -> None:
+    assert set(asyncmig.__all__) <= set(dir(asyncmig))
+    assert {getattr(asyncmig, name).__name__ for name in ("LabelChange", "RecordChange")} == {"LabelChange", "RecordChange"}
+
+
 @pytest.mark.parametrize("name", ["migrate", "plan", "rollback", "verify"])
 def test_the_types_of_the_public_functions_can_be_told(name: str) -> None:
     assert "return" in get_type_hints(getattr(asyncmig, name))
