@@ -137,7 +137,7 @@ class Pipeline:
     def forget(self) -> None:
         """Drop what was computed.  Blocking: for a worker thread, so that an event loop does not wait for it in the end."""
         self.cache.forget_records(no_checkpoint)
-        self.leases.leases.forget()
+        self.leases.forget()
         self.release.forget()
 
     # -- what changes the stores

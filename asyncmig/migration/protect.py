@@ -86,6 +86,11 @@ class LeasePlan:
     held: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
     before: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Drop everything."""
+        self.leases.forget()
+        drop(no_checkpoint, self.left_alone, self.held, self.before)
+
 
 async def plan_leases(cache: Cache, stores: Stores, journal: Journal | None) -> LeasePlan:
     """The leases of all records.
