@@ -5,6 +5,7 @@
 
 from asyncmig._version import __version__
 from asyncmig.api import Options, migrate, plan, rollback, verify
+from asyncmig.audit.findings import Finding, Verification
 from asyncmig.buildkit.changes import IndexChange, RecordChange
 from asyncmig.errors import (
     AsyncmigError,
@@ -25,7 +26,6 @@ from asyncmig.errors import (
 )
 from asyncmig.migration.changes import LabelChange, LeaseChange
 from asyncmig.migration.decisions import Decision, OnBroken
-from asyncmig.migration.findings import Finding, Verification
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.report import Counts, Notice, Outcome, Report
 

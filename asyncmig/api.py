@@ -12,16 +12,16 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from asyncmig.audit.findings import Verification
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, ResourceError, StrPath, lack_of_resources
 from asyncmig.migration.changes import Change
-from asyncmig.migration.findings import Verification
 from asyncmig.migration.progress import Progress
 from asyncmig.migration.report import Report
-from asyncmig.options import Options
+from asyncmig.runs.options import Options
 
 if TYPE_CHECKING:
-    from asyncmig.runs import Run
+    from asyncmig.runs.migrate import Run
 
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -83,7 +83,7 @@ async def verify(path: StrPath, options: Options | None = None, *, progress: Pro
     runs.  Cancellation takes effect at once.
     """
     with _understood():
-        auditing = await in_thread(lambda _: import_module("asyncmig.auditing"))
+        auditing = await in_thread(lambda _: import_module("asyncmig.runs.verify"))
         result: Verification = await auditing.verify(path, options or Options(), progress or Progress())
         return result
 
@@ -103,7 +103,7 @@ def _understood() -> Iterator[None]:
 
 
 async def _run(path: StrPath, options: Options, progress: Progress | None) -> Run:
-    runs = await in_thread(lambda _: import_module("asyncmig.runs"))
+    runs = await in_thread(lambda _: import_module("asyncmig.runs.migrate"))
     run: Run = runs.Run(path, options, progress)
     return run
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
-import asyncmig.auditing
 import asyncmig.cli.db
 import asyncmig.cli.migrate
 import asyncmig.cli.verify
-import asyncmig.runs
+import asyncmig.runs.migrate
+import asyncmig.runs.verify
 import asyncmig.stores.containerd.stores  # noqa: F401
 from asyncmig.cli.main import main as command
 

@@ -1,4 +1,4 @@
-"""Arrows run downward only: cli -> api -> migration -> stores.ports, buildkit -> bolt."""
+"""Arrows run downward only: cli -> api -> runs -> audit, migration -> layouts -> stores -> buildkit -> bolt."""
 
 from __future__ import annotations
 
@@ -18,40 +18,19 @@ ALLOWED = {
     "errors": set(),
     "_version": set(),
     "sorting": set(),
-    "collector": set(),
     "bolt": {"errors"},
     "concurrency": {"bolt"},
-    "paths": {"errors"},
     "buildkit": {"bolt", "errors", "sorting"},
-    "stores": {"bolt", "concurrency", "errors", "paths", "sorting"},
-    "migration": {"_version", "bolt", "buildkit", "concurrency", "errors", "paths", "stores.ports"},
+    "stores": {"bolt", "concurrency", "errors", "sorting"},
     "synth": {"bolt", "buildkit", "errors", "stores.offline.codec", "stores.ports"},
-    "layouts": {"errors", "paths", "stores.containerd.address"},
-    "trust": {"errors", "layouts"},
-    "opening": {"bolt", "concurrency", "errors", "layouts", "stores", "trust"},
-    "preflight": {"bolt", "buildkit", "errors", "layouts", "migration", "opening"},
-    "daemons": {"bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "opening", "paths", "stores.fanout"},
-    "options": {"errors", "migration"},
-    "api": {"concurrency", "errors", "migration", "options", "runs"},
-    "runs": {
-        "bolt",
-        "buildkit",
-        "collector",
-        "concurrency",
-        "daemons",
-        "errors",
-        "layouts",
-        "migration",
-        "opening",
-        "options",
-        "paths",
-        "preflight",
-        "trust",
-    },
-    "auditing": {"bolt", "collector", "concurrency", "errors", "layouts", "migration", "opening", "options", "paths", "runs"},
-    "cli": {"", "_version", "api", "bolt", "buildkit", "errors", "layouts", "migration", "synth"},
+    "layouts": {"bolt", "concurrency", "errors", "stores"},
+    "migration": {"_version", "bolt", "buildkit", "concurrency", "errors", "layouts.paths", "stores.ports"},
+    "audit": {"_version", "bolt", "buildkit", "concurrency", "errors", "migration", "stores.ports"},
+    "runs": {"audit", "bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "stores.fanout"},
+    "api": {"audit", "concurrency", "errors", "migration", "runs"},
+    "cli": {"", "_version", "api", "audit", "bolt", "buildkit", "errors", "layouts", "migration", "synth"},
     "__main__": {"cli"},
-    "__init__": {"_version", "api", "buildkit", "errors", "migration"},
+    "__init__": {"_version", "api", "audit", "buildkit", "errors", "migration"},
 }
 
 

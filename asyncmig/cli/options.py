@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from asyncmig.layouts import LAYOUTS
+from asyncmig.layouts.detect import LAYOUTS
 from asyncmig.migration.decisions import OnBroken
 from asyncmig.migration.semantics import DEFAULT, SEMANTICS
 

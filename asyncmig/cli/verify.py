@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 import asyncmig
+from asyncmig.audit.findings import Finding, Verification
 from asyncmig.cli.options import cache_options, check_not_empty, running_options
 from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
 from asyncmig.cli.run import run
 from asyncmig.errors import printable
-from asyncmig.migration.findings import Finding, Verification
 
 EXIT_FINDINGS = 3
 _MOST = 5

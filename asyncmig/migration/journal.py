@@ -28,7 +28,7 @@ from asyncmig.bolt.files import close, status, sync_all, sync_directory
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
 from asyncmig.errors import DatabaseError, UncertainCommitError, printable
-from asyncmig.paths import open_to_read
+from asyncmig.layouts.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
 VERSION = 2

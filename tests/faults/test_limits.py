@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import asyncmig
-from asyncmig import IncompleteMigrationError, IncompleteRollbackError, ResourceError, runs
+from asyncmig import IncompleteMigrationError, IncompleteRollbackError, ResourceError
 from asyncmig.cli import main
 from asyncmig.errors import described, lack_of_resources
 from asyncmig.migration import pipeline
+from asyncmig.runs import migrate
 from tests.caches import marked_cache
 from tests.states import tree_state
 
@@ -46,7 +47,7 @@ async def test_a_caller_gets_an_error_of_ours(
         raise error
 
     before = tree_state(worker)
-    monkeypatch.setattr(runs, "check_room", fail)
+    monkeypatch.setattr(migrate, "check_room", fail)
     with pytest.raises(ResourceError, match=f"^{text}"):
         await asyncmig.migrate(worker)
     assert tree_state(worker) == before

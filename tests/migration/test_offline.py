@@ -355,7 +355,7 @@ async def test_an_empty_path(tmp_path: Path) -> None:
 
 
 UNPRIVILEGED = """
-import os, sys, anyio, asyncmig, asyncmig.runs
+import os, sys, anyio, asyncmig, asyncmig.runs.migrate
 anyio.run(anyio.to_thread.run_sync, int)  # loads what a user without permission could not
 os.setgid(65534); os.setuid(65534)
 try:

@@ -15,11 +15,11 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from asyncmig import opening
 from asyncmig.bolt import Db, dump, verify_pages
 from asyncmig.bolt.format import encode_inline
 from asyncmig.errors import BucketError, DatabaseError, LayoutError, StoreError
-from asyncmig.layouts import find_layout
+from asyncmig.layouts import opening
+from asyncmig.layouts.detect import find_layout
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 from tests.caches import ROOT, TIME, Snapshot, V1Cache, digest, sample_cache

@@ -16,7 +16,6 @@ from asyncmig.bolt import (
 )
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.errors import LayoutError, StoreError, StrPath, printable
-from asyncmig.paths import exists
 from asyncmig.stores.offline.codec import to_bytes, to_text
 
 VERSION = b"v1"
@@ -112,7 +111,7 @@ def _growth(pages: PageFile, new_pages: int) -> int:
 
 
 def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
-    if not exists(path):
+    if _is_missing(path):
         return None
     db = Db.open(path, writable=writable, follow=False)
     try:
@@ -126,6 +125,16 @@ def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
         db.close()
         raise
     return db
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # not to be known: to open it fails, too, and tells why
+    return False
 
 
 def bucket_names(bucket: Bucket | None) -> list[str]:

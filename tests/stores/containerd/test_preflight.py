@@ -15,7 +15,7 @@ from grpclib.exceptions import GRPCError
 
 import asyncmig
 from asyncmig import ContainerdError, ContainerdUnavailableError, LayoutError, Options, Outcome
-from asyncmig.layouts import find_layout
+from asyncmig.layouts.detect import find_layout
 from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.containerd.address import socket_path
 from asyncmig.stores.memory import MemoryStores

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from asyncmig.errors import LayoutError, StrPath, printable
-from asyncmig.paths import exists, is_directory
+from asyncmig.layouts.paths import exists, is_directory
 from asyncmig.stores.containerd.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, NAMESPACE_VARIABLE, socket_path
 
 V1 = "metadata.db"

@@ -8,11 +8,11 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, DatabaseLockedError, printable
-from asyncmig.layouts import Layout
+from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.opening import open_stores
+from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, fingerprint
 from asyncmig.migration.report import Notice, Report
-from asyncmig.opening import open_stores
-from asyncmig.paths import exists
 from asyncmig.stores.fanout import no_progress
 
 _REMEDY = (

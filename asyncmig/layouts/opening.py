@@ -14,11 +14,11 @@ from asyncmig.bolt.files import close
 from asyncmig.bolt.lock import lock
 from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import LayoutError, printable
-from asyncmig.layouts import DEFAULT_SNAPSHOTTER, Layout
+from asyncmig.layouts.detect import DEFAULT_SNAPSHOTTER, Layout
+from asyncmig.layouts.trust import check_links, check_owners
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Stores
-from asyncmig.trust import check_links, check_owners
 
 
 @dataclass(frozen=True, slots=True)

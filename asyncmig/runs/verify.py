@@ -5,18 +5,18 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from time import perf_counter
 
+from asyncmig.audit.audit import audit
+from asyncmig.audit.findings import Verification
 from asyncmig.bolt import Checkpoint
-from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, StrPath, printable
-from asyncmig.layouts import Layout, check_reachable
-from asyncmig.migration.audit import audit
-from asyncmig.migration.findings import Verification
+from asyncmig.layouts.detect import Layout, check_reachable
+from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.progress import GuardedProgress, Progress, Stage
-from asyncmig.options import Options
-from asyncmig.paths import exists
-from asyncmig.runs import as_noted, layout_of, open_databases, open_for
+from asyncmig.runs.collector import few_full_collections
+from asyncmig.runs.migrate import as_noted, layout_of, open_databases, open_for
+from asyncmig.runs.options import Options
 
 
 async def verify(path: StrPath, options: Options, progress: Progress) -> Verification:

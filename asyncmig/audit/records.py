@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from asyncmig.audit.findings import Fault, Remark
+from asyncmig.audit.state import CacheState, Findings
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX
 from asyncmig.buildkit.metadata import to_bytes, to_text
 from asyncmig.buildkit.v2 import V2Record
 from asyncmig.concurrency import stepping
 from asyncmig.errors import printable
-from asyncmig.migration.audit_state import CacheState, Findings
 from asyncmig.migration.chains import blob_chain_id, chain_id
-from asyncmig.migration.findings import Fault, Remark
 
 # -- loading
 

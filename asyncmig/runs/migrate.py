@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.collector import few_full_collections
 from asyncmig.concurrency import close_in_thread, in_thread
-from asyncmig.daemons import look_at_finished
 from asyncmig.errors import AsyncmigError, DropLimitError, LayoutError, StoreError, StrPath, printable
-from asyncmig.layouts import Layout, check_reachable, find_layout
+from asyncmig.layouts.detect import Layout, check_reachable, find_layout
+from asyncmig.layouts.opening import OpenStores, open_stores
+from asyncmig.layouts.paths import exists
+from asyncmig.layouts.trust import check_links, check_owners
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.changes import Change
 from asyncmig.migration.completion import complete
@@ -25,11 +26,10 @@ from asyncmig.migration.progress import GuardedProgress, Progress, Stage
 from asyncmig.migration.report import Notice, Outcome, Report
 from asyncmig.migration.rollback import Rollback
 from asyncmig.migration.semantics import SEMANTICS
-from asyncmig.opening import OpenStores, open_stores
-from asyncmig.options import Options
-from asyncmig.paths import exists
-from asyncmig.preflight import check_room, expected_seconds, look_ahead
-from asyncmig.trust import check_links, check_owners
+from asyncmig.runs.collector import few_full_collections
+from asyncmig.runs.daemons import look_at_finished
+from asyncmig.runs.options import Options
+from asyncmig.runs.preflight import check_room, expected_seconds, look_ahead
 
 
 class Run:
@@ -262,7 +262,7 @@ def layout_of(path: StrPath, options: Options) -> Layout:
 def open_for(
     options: Options, layout: Layout, *, writable: bool, progress: Progress
 ) -> AbstractAsyncContextManager[OpenStores]:
-    """The stores of the cache at ``layout``; see :func:`asyncmig.opening.open_stores`."""
+    """The stores of the cache at ``layout``; see :func:`asyncmig.layouts.opening.open_stores`."""
     return open_stores(
         layout, writable=writable, concurrency=options.concurrency, patience=options.timeout, progress=progress.advance
     )

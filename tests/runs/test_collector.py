@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from asyncmig.collector import few_full_collections
+from asyncmig.runs.collector import few_full_collections
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from typing import TypeVar
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.errors import StoreError, printable
-from asyncmig.layouts import Layout
+from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.opening import OpenStores
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.report import Notice, Report
-from asyncmig.opening import OpenStores
 
 Result = TypeVar("Result")
 

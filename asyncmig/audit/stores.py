@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from asyncmig.audit.findings import Fault, Remark
+from asyncmig.audit.state import CacheState, Findings
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
 from asyncmig.concurrency import stepping
 from asyncmig.errors import printable
-from asyncmig.migration.audit_state import CacheState, Findings
 from asyncmig.migration.blobs import is_digest
-from asyncmig.migration.findings import Fault, Remark
 from asyncmig.migration.media import compression_of, media_type_of
 from asyncmig.migration.protect import FLAT
 from asyncmig.migration.release import EXPIRE, is_expired

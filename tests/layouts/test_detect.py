@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncmig.layouts import find_layout
+from asyncmig.layouts.detect import find_layout
 
 
 def make_worker(path: Path) -> Path:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 
 from asyncmig.errors import LayoutError, UntrustedError, printable
-from asyncmig.layouts import Layout
+from asyncmig.layouts.detect import Layout
 
 _KINDS = {
     stat.S_IFDIR: "a directory",

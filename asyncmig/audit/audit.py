@@ -5,15 +5,15 @@ Everything is read first; the checks, one function a subject, then work on what 
 
 from __future__ import annotations
 
+from asyncmig.audit.findings import Inventory, Verification
+from asyncmig.audit.records import check_chains, check_index, check_loading
+from asyncmig.audit.state import CacheState, Findings
+from asyncmig.audit.stores import check_blobs, check_labels, check_leases, check_snapshots, remark_unowned
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.v2 import read_records
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
-from asyncmig.migration.audit_records import check_chains, check_index, check_loading
-from asyncmig.migration.audit_state import CacheState, Findings
-from asyncmig.migration.audit_stores import check_blobs, check_labels, check_leases, check_snapshots, remark_unowned
-from asyncmig.migration.findings import Inventory, Verification
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.stores.ports import ContentInfo, Stores
 

@@ -21,10 +21,10 @@ import asyncmig
 from asyncmig import Options, Outcome, UntrustedError
 from asyncmig.bolt import Db
 from asyncmig.errors import DatabaseError, LayoutError
-from asyncmig.layouts import find_layout
+from asyncmig.layouts.detect import find_layout
+from asyncmig.layouts.trust import check_owners
 from asyncmig.migration.journal import JournalFile, fingerprint
 from asyncmig.migration.publish import NewDatabase
-from asyncmig.trust import check_owners
 from tests.caches import sample_cache
 from tests.conftest import copy_tree, missing
 from tests.states import tree_state

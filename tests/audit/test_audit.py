@@ -12,8 +12,8 @@ import pytest
 
 import asyncmig
 from asyncmig import DatabaseLockedError, LayoutError, Options
+from asyncmig.audit.findings import Fault, Remark
 from asyncmig.bolt import Db
-from asyncmig.migration.findings import Fault, Remark
 from asyncmig.stores.offline import codec
 from tests.caches import ROOT, V1Cache, digest, sample_cache, value
 from tests.conftest import copy_tree

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from asyncmig.audit.findings import Fault, Finding, Remark
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
 from asyncmig.concurrency import stepping
-from asyncmig.migration.findings import Fault, Finding, Remark
 from asyncmig.stores.ports import ContentInfo, Lease, SnapshotInfo
 
 

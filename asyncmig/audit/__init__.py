@@ -1,0 +1,1 @@
+"""Is this v2 cache sound?"""
