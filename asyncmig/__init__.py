@@ -27,7 +27,7 @@ from asyncmig.errors import (
 from asyncmig.migration.changes import LabelChange, LeaseChange
 from asyncmig.migration.decisions import Decision, OnBroken
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.report import Counts, Notice, Outcome, Report
+from asyncmig.migration.report import Counts, Note, Outcome, Report
 
 __all__ = [
     "AsyncmigError",
@@ -47,7 +47,7 @@ __all__ = [
     "LabelChange",
     "LayoutError",
     "LeaseChange",
-    "Notice",
+    "Note",
     "OnBroken",
     "Options",
     "Outcome",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 from asyncmig.audit.findings import Verification
 from asyncmig.concurrency import in_thread
@@ -19,9 +19,6 @@ from asyncmig.migration.changes import Change
 from asyncmig.migration.progress import Progress
 from asyncmig.migration.report import Report
 from asyncmig.runs.options import Options
-
-if TYPE_CHECKING:
-    from asyncmig.runs.migrate import Run
 
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -38,8 +35,9 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
     """
     with _understood():
-        run = await _run(path, options or Options(), progress)
-        return await run.migrate(None)
+        run = await _imported("migrate")
+        report: Report = await run.migrate(path, options or Options(), progress)
+        return report
 
 
 async def plan(
@@ -56,8 +54,9 @@ async def plan(
     takes effect at once.
     """
     with _understood():
-        run = await _run(path, replace(options or Options(), dry_run=True), progress)
-        return await run.migrate(on_change)
+        run = await _imported("migrate")
+        report: Report = await run.migrate(path, replace(options or Options(), dry_run=True), progress, on_change)
+        return report
 
 
 async def rollback(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -69,8 +68,9 @@ async def rollback(path: StrPath, options: Options | None = None, *, progress: P
     A cancellation takes effect at once until the first change, and after the last one.
     """
     with _understood():
-        run = await _run(path, options or Options(), progress)
-        return await run.rollback()
+        run = await _imported("rollback")
+        report: Report = await run.rollback(path, options or Options(), progress)
+        return report
 
 
 async def verify(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Verification:
@@ -83,8 +83,8 @@ async def verify(path: StrPath, options: Options | None = None, *, progress: Pro
     runs.  Cancellation takes effect at once.
     """
     with _understood():
-        auditing = await in_thread(lambda _: import_module("asyncmig.runs.verify"))
-        result: Verification = await auditing.verify(path, options or Options(), progress or Progress())
+        run = await _imported("verify")
+        result: Verification = await run.verify(path, options or Options(), progress)
         return result
 
 
@@ -102,10 +102,8 @@ def _understood() -> Iterator[None]:
         raise ResourceError(lacking) from error
 
 
-async def _run(path: StrPath, options: Options, progress: Progress | None) -> Run:
-    runs = await in_thread(lambda _: import_module("asyncmig.runs.migrate"))
-    run: Run = runs.Run(path, options, progress)
-    return run
+async def _imported(run: str) -> ModuleType:
+    return await in_thread(lambda _: import_module(f"asyncmig.runs.{run}"))
 
 
 __all__ = ["Options", "migrate", "plan", "rollback", "verify"]

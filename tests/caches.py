@@ -18,6 +18,7 @@ from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress
 from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.semantics import UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot, MemoryStores
 from asyncmig.stores.offline import codec
@@ -207,6 +208,13 @@ def holders_of_holders(count: int) -> V1Cache:
     return cache
 
 
+def new_reporter(
+    worker: Path | str, outcome: Outcome, semantics: str = "hardened", progress: Progress | None = None
+) -> Reporter[Report]:
+    """The reporter of a run below the entry points."""
+    return Reporter(Report(path=str(worker), layout="test", outcome=outcome, semantics=semantics), progress)
+
+
 async def migrate_with(
     worker: Path,
     stores: Stores,
@@ -218,12 +226,12 @@ async def migrate_with(
     """Run the pipeline on ``worker/metadata.db`` with stores of the caller's."""
     database = MetadataDb.open(worker / "metadata.db")
     try:
-        report = Report(Outcome.MIGRATED, str(worker), semantics.name, "test")
-        cache = Cache(database, semantics, report, policy or Policy(max_dropped=100))
-        pipeline = Pipeline(cache, stores, str(worker / "metadata_v2.db"), progress or Progress())
+        reporter = new_reporter(worker, Outcome.MIGRATED, semantics.name, progress)
+        cache = Cache(database, semantics, reporter, policy or Policy(max_dropped=100))
+        pipeline = Pipeline(cache, stores, str(worker / "metadata_v2.db"))
         await pipeline.prepare()
         await pipeline.migrate()
-        return report
+        return reporter.result
     finally:
         database.close()
 
@@ -234,10 +242,10 @@ async def rerun_with(worker: Path, stores: Stores, *, semantics: Semantics = UPS
     journal = file.read()
     if not os.path.exists(worker / "metadata_v2.db"):  # noqa: ASYNC240
         return await migrate_with(worker, stores, semantics=semantics, policy=policy)
-    report = Report(Outcome.COMPLETED, str(worker), semantics.name, "test")
+    reporter = new_reporter(worker, Outcome.COMPLETED, semantics.name)
     assert journal is not None
-    await complete(journal, file, stores, report, Progress())
-    return report
+    await complete(journal, file, stores, reporter)
+    return reporter.result
 
 
 def start_again(worker: Path) -> None:

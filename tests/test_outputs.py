@@ -61,9 +61,9 @@ async def test_what_a_program_gets_to_log(tmp_path: Path) -> None:
         worker = damaged(name, tmp_path / semantics / name / NAMES)
         try:
             report = await asyncmig.migrate(worker, Options(semantics=semantics, max_dropped=100))
-            texts += [decision.text for decision in report.decisions] + [notice.text for notice in report.notices]
+            texts += [decision.text for decision in report.decisions] + [note.text for note in report.notes]
             found = await asyncmig.verify(worker)
-            texts += [finding.text for finding in (*found.findings, *found.remarks)]
+            texts += [finding.text for finding in found.findings] + [note.text for note in found.notes]
         except AsyncmigError as error:
             texts.append(str(error))
     assert len(texts) > 50

@@ -8,41 +8,45 @@ from __future__ import annotations
 from asyncmig.audit.findings import Inventory, Verification
 from asyncmig.audit.records import check_chains, check_index, check_loading
 from asyncmig.audit.state import CacheState, Findings
-from asyncmig.audit.stores import check_blobs, check_labels, check_leases, check_snapshots, remark_unowned
+from asyncmig.audit.stores import check_blobs, check_labels, check_leases, check_snapshots, note_unowned
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.v2 import read_records
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, printable
-from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.progress import Stage
+from asyncmig.migration.reporter import Reporter
 from asyncmig.stores.ports import ContentInfo, Stores
 
+STAGES = (Stage.READ, Stage.RESOLVE, Stage.BLOBS, Stage.LEASES, Stage.VERIFY)
+"""The stages of a check, in their order."""
 
-async def audit(database: MetadataDb, stores: Stores, result: Verification, progress: Progress) -> None:
-    """Check the cache and put into ``result`` what is found.
+
+async def audit(database: MetadataDb, stores: Stores, reporter: Reporter[Verification]) -> None:
+    """Check the cache and report what is found.
 
     Raises :class:`DatabaseError` for a file that can't be read, :class:`StoreError`, and :class:`LayoutError` if none of the
     records has a snapshot: then this is the wrong place.  A cancellation takes effect at once.
     """
     state = CacheState(stores.snapshots.snapshotter, is_shared=stores.snapshots.shared)
-    progress.stage(Stage.READ, None)
-    await in_thread(_read, state, database, progress)
-    progress.stage(Stage.RESOLVE, None)
-    await in_thread(state.note_snapshots, await stores.snapshots.list_all())
-    await in_thread(_check_place, state, database)
-    progress.stage(Stage.BLOBS, None)
-    await in_thread(state.note_blobs, await stores.content.list_all())
-    owned = await in_thread(_owned_blobs, state)
-    await in_thread(state.note_heads, owned, await stores.content.head_many(owned))
-    progress.stage(Stage.LEASES, None)
-    await in_thread(state.note_leases, await stores.leases.list_all())
-    progress.stage(Stage.VERIFY, None)
-    await in_thread(_check, state, database, result)
+    with reporter.stage(Stage.READ):
+        await in_thread(_read, state, database, reporter)
+    with reporter.stage(Stage.RESOLVE):
+        await in_thread(state.take_snapshots, await stores.snapshots.list_all())
+        await in_thread(_check_place, state, database)
+    with reporter.stage(Stage.BLOBS):
+        await in_thread(state.take_blobs, await stores.content.list_all())
+        owned = await in_thread(_owned_blobs, state)
+        await in_thread(state.take_heads, owned, await stores.content.head_many(owned))
+    with reporter.stage(Stage.LEASES):
+        await in_thread(state.take_leases, await stores.leases.list_all())
+    with reporter.stage(Stage.VERIFY):
+        await in_thread(_check, state, database, reporter)
 
 
-def _read(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, progress: Progress) -> None:
+def _read(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, reporter: Reporter[Verification]) -> None:
     database.check_pages(checkpoint)
-    state.records = read_records(database, checkpoint=checkpoint, progress=progress.advance)
+    state.records = read_records(database, checkpoint=checkpoint, progress=reporter.advance)
     for record in stepping(checkpoint, state.records):
         state.by_id[record.id] = record
 
@@ -65,8 +69,8 @@ def _owned_blobs(checkpoint: Checkpoint, state: CacheState) -> list[ContentInfo]
     return list(found.values())
 
 
-def _check(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, result: Verification) -> None:
-    findings = Findings(result.findings, result.remarks)
+def _check(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, reporter: Reporter[Verification]) -> None:
+    findings = Findings(reporter)
     check_loading(checkpoint, state, findings)
     check_snapshots(checkpoint, state, findings)
     check_leases(checkpoint, state, findings)
@@ -74,8 +78,8 @@ def _check(checkpoint: Checkpoint, state: CacheState, database: MetadataDb, resu
     check_chains(checkpoint, state, findings)
     check_index(checkpoint, state, database.index_entries(checkpoint), findings)
     check_labels(checkpoint, state, findings)
-    remark_unowned(checkpoint, state, findings)
-    result.counts = _count(checkpoint, state)
+    note_unowned(checkpoint, state, findings)
+    reporter.result.counts = _count(checkpoint, state)
 
 
 def _count(checkpoint: Checkpoint, state: CacheState) -> Inventory:

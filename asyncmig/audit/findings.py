@@ -7,12 +7,13 @@ from enum import StrEnum
 from typing import Any
 
 from asyncmig._version import __version__
+from asyncmig.migration.report import Result
 
-VERIFY_VERSION = 1
+VERIFY_VERSION = 2
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
 
 
-class Fault(StrEnum):
+class FindingCode(StrEnum):
     """What is wrong with a record, or with what belongs to it.  The values are stable."""
 
     VALUE_MALFORMED = "value-malformed"
@@ -73,7 +74,7 @@ class Fault(StrEnum):
     """Something that belongs to a record has v1's label: it is never collected, not even after a prune."""
 
 
-class Remark(StrEnum):
+class NoteCode(StrEnum):
     """What is worth knowing and concerns no record; in a containerd it may be somebody else's."""
 
     HOLDER_FINALISED = "holder-finalised"
@@ -93,7 +94,7 @@ class Remark(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that was found: a code of :class:`Fault` or :class:`Remark`, the record, key or digest, and a sentence."""
+    """Something that was found: a code of :class:`FindingCode`, the record, key or digest, and a sentence."""
 
     code: str
     name: str
@@ -122,20 +123,12 @@ class Inventory:
     """Of blobs that belong to no record; a lease, or another blob, may need them."""
 
 
-@dataclass(slots=True)
-class Verification:
-    """The result of a check.  ``findings`` concern this cache's records, ``remarks`` the rest; ``seconds`` is its wall time."""
+@dataclass(slots=True, kw_only=True)
+class Verification(Result):
+    """The result of a check.  ``findings`` concern this cache's records; notes have a code of :class:`NoteCode`."""
 
-    path: str
-    layout: str
-    snapshotter: str = ""
-    namespace: str = ""
-    address: str = ""
-    server: str = ""
     counts: Inventory = field(default_factory=Inventory)
     findings: list[Finding] = field(default_factory=list)
-    remarks: list[Finding] = field(default_factory=list)
-    seconds: float = 0.0
 
     @property
     def clean(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asyncmig.audit.findings import Fault, Remark
+from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.audit.state import CacheState, Findings
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX
@@ -32,7 +32,7 @@ def check_loading(checkpoint: Checkpoint, state: CacheState, findings: Findings)
 
 def _report_values(record: V2Record, findings: Findings) -> None:
     for text in record.malformed:
-        findings.fault(Fault.VALUE_MALFORMED, record.id, printable(text))
+        findings.add(FindingCode.VALUE_MALFORMED, record.id, printable(text))
 
 
 def _settle(checkpoint: Checkpoint, state: CacheState, findings: Findings, record: V2Record, loadable: dict[str, bool]) -> None:
@@ -59,7 +59,7 @@ def _report_cycle(findings: Findings, way: list[V2Record], name: str, loadable: 
     start = next(i for i, link in enumerate(way) if link.id == name)
     for link in way[start:]:
         if link.id not in loadable:
-            findings.fault(Fault.PARENT_CYCLE, link.id, "it is its own ancestor, or owns its own data")
+            findings.add(FindingCode.PARENT_CYCLE, link.id, "it is its own ancestor, or owns its own data")
             loadable[link.id] = False
 
 
@@ -71,21 +71,21 @@ def _needed(state: CacheState, record: V2Record) -> list[str]:
 
 def _is_loadable(state: CacheState, findings: Findings, record: V2Record, loadable: dict[str, bool]) -> bool:
     if record.deleted:
-        findings.fault(Fault.MARKED_DELETED, record.id, "it is marked deleted; BuildKit removes it when it starts")
+        findings.add(FindingCode.MARKED_DELETED, record.id, "it is marked deleted; BuildKit removes it when it starts")
         return False
     missing = [name for name in record.all_parents if name not in state.by_id]
     if missing:
         text = f"it is built on {printable(missing[0])}, which is not a record of this cache"
-        findings.fault(Fault.PARENT_MISSING, record.id, text)
+        findings.add(FindingCode.PARENT_MISSING, record.id, text)
         return False
     bad = [name for name in _needed(state, record) if not loadable.get(name, False)]
     if bad:
-        findings.fault(Fault.PARENT_UNLOADABLE, record.id, f"it needs {printable(bad[0])}, which can't be loaded")
+        findings.add(FindingCode.PARENT_UNLOADABLE, record.id, f"it needs {printable(bad[0])}, which can't be loaded")
         return False
     if record.is_holder:
         return _is_loadable_holder(state, findings, record)
     if not record.committed and record.id not in state.snapshots:
-        findings.fault(Fault.SNAPSHOT_MISSING, record.id, "it is mutable, and has no snapshot; BuildKit removes it")
+        findings.add(FindingCode.SNAPSHOT_MISSING, record.id, "it is mutable, and has no snapshot; BuildKit removes it")
         return False
     return True
 
@@ -95,9 +95,9 @@ def _is_loadable_holder(state: CacheState, findings: Findings, record: V2Record)
         return True
     owner = f"record {printable(record.equal_mutable)}, which owns its data, does not exist"
     if record.snapshot in state.snapshots:
-        findings.remark(Remark.HOLDER_FINALISED, record.id, f"{owner}, but it has a snapshot of its own")
+        findings.note(NoteCode.HOLDER_FINALISED, record.id, f"{owner}, but it has a snapshot of its own")
         return True
-    findings.fault(Fault.MUTABLE_MISSING, record.id, f"{owner}, and it has no snapshot of its own")
+    findings.add(FindingCode.MUTABLE_MISSING, record.id, f"{owner}, and it has no snapshot of its own")
     return False
 
 
@@ -144,12 +144,12 @@ def _compare_chain(findings: Findings, record: V2Record, expected: tuple[str, st
         return
     if not all(ids):
         which = "blobChainID" if record.chain_id else "chainID"
-        findings.fault(Fault.CHAIN_HALF, record.id, f"it has no cache.{which}, but the other one")
+        findings.add(FindingCode.CHAIN_HALF, record.id, f"it has no cache.{which}, but the other one")
     elif expected is None:
-        findings.fault(Fault.CHAIN_BOGUS, record.id, "it has chain IDs, but it or a layer below has no blob or no diffID")
+        findings.add(FindingCode.CHAIN_BOGUS, record.id, "it has chain IDs, but it or a layer below has no blob or no diffID")
     elif ids != expected:
-        findings.fault(
-            Fault.CHAIN_WRONG, record.id, f"its chain IDs are not what its layers make: {expected[0]}, {expected[1]}"
+        findings.add(
+            FindingCode.CHAIN_WRONG, record.id, f"its chain IDs are not what its layers make: {expected[0]}, {expected[1]}"
         )
 
 
@@ -166,15 +166,19 @@ def check_index(checkpoint: Checkpoint, state: CacheState, entries: Iterable[byt
         wanted.pop(key, None)
         _check_entry(state, findings, key)
     for key, name in wanted.items():
-        findings.fault(Fault.INDEX_MISSING, name, f"the index has no entry {printable(to_text(key))}, though a value names it")
+        findings.add(
+            FindingCode.INDEX_MISSING, name, f"the index has no entry {printable(to_text(key))}, though a value names it"
+        )
 
 
 def _check_entry(state: CacheState, findings: Findings, key: bytes) -> None:
     text = to_text(key)
     index, separator, name = text.rpartition("::")
     if not separator:
-        findings.fault(Fault.INDEX_ENDLESS, text, 'this entry of the index has no "::"; newer BuildKits loop over it for ever')
+        findings.add(
+            FindingCode.INDEX_ENDLESS, text, 'this entry of the index has no "::"; newer BuildKits loop over it for ever'
+        )
     elif name not in state.by_id:
-        findings.fault(Fault.INDEX_STALE, name, f"the index names it under {printable(index)}, but it does not exist")
+        findings.add(FindingCode.INDEX_STALE, name, f"the index names it under {printable(index)}, but it does not exist")
     elif index.startswith((CHAIN_INDEX, BLOB_CHAIN_INDEX)) and index not in state.by_id[name].indexes:
-        findings.fault(Fault.INDEX_STALE, name, f"the index names it under {printable(index)}, which is not its chain ID")
+        findings.add(FindingCode.INDEX_STALE, name, f"the index names it under {printable(index)}, which is not its chain ID")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from asyncmig.audit.findings import Fault, Finding, Remark
+from asyncmig.audit.findings import Finding, FindingCode, NoteCode, Verification
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
 from asyncmig.concurrency import stepping
+from asyncmig.migration.reporter import Reporter
 from asyncmig.stores.ports import ContentInfo, Lease, SnapshotInfo
 
 
@@ -28,22 +29,22 @@ class CacheState:
     heads: dict[str, bytes | None] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
 
-    def note_snapshots(self, checkpoint: Checkpoint, found: Sequence[SnapshotInfo]) -> None:
+    def take_snapshots(self, checkpoint: Checkpoint, found: Sequence[SnapshotInfo]) -> None:
         """Take the snapshots that were listed."""
         for info in stepping(checkpoint, found):
             self.snapshots[info.name] = info
 
-    def note_blobs(self, checkpoint: Checkpoint, found: Sequence[ContentInfo]) -> None:
+    def take_blobs(self, checkpoint: Checkpoint, found: Sequence[ContentInfo]) -> None:
         """Take the blobs that were listed."""
         for info in stepping(checkpoint, found):
             self.blobs[info.digest] = info
 
-    def note_heads(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo], heads: Sequence[bytes | None]) -> None:
+    def take_heads(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo], heads: Sequence[bytes | None]) -> None:
         """Take the first bytes of blobs."""
         for blob, head in stepping(checkpoint, zip(blobs, heads, strict=True)):
             self.heads[blob.digest] = head
 
-    def note_leases(self, checkpoint: Checkpoint, found: Sequence[Lease]) -> None:
+    def take_leases(self, checkpoint: Checkpoint, found: Sequence[Lease]) -> None:
         """Take the leases that were listed."""
         for lease in stepping(checkpoint, found):
             self.leases[lease.id] = lease
@@ -51,15 +52,14 @@ class CacheState:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Where findings and remarks go."""
+    """Where findings and notes go."""
 
-    findings: list[Finding]
-    remarks: list[Finding]
+    reporter: Reporter[Verification]
 
-    def fault(self, code: Fault, name: str, text: str) -> None:
+    def add(self, code: FindingCode, name: str, text: str) -> None:
         """Something is wrong with a record."""
-        self.findings.append(Finding(code.value, name, text))
+        self.reporter.result.findings.append(Finding(code.value, name, text))
 
-    def remark(self, code: Remark, name: str, text: str) -> None:
+    def note(self, code: NoteCode, name: str, text: str) -> None:
         """Something is worth knowing."""
-        self.remarks.append(Finding(code.value, name, text))
+        self.reporter.note(code.value, text, name)

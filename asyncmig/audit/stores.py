@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from asyncmig.audit.findings import Fault, Remark
+from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.audit.state import CacheState, Findings
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
@@ -31,10 +31,10 @@ def check_snapshots(checkpoint: Checkpoint, state: CacheState, findings: Finding
             continue
         found = state.snapshots.get(record.snapshot)
         if found is None:
-            findings.fault(Fault.SNAPSHOT_MISSING, record.id, f"its snapshot {printable(record.snapshot)} does not exist")
+            findings.add(FindingCode.SNAPSHOT_MISSING, record.id, f"its snapshot {printable(record.snapshot)} does not exist")
         elif found.kind is not Kind.COMMITTED:
             text = f"it is committed, but its snapshot {printable(record.snapshot)} is {found.kind.name.lower()}"
-            findings.fault(Fault.SNAPSHOT_ACTIVE, record.id, text)
+            findings.add(FindingCode.SNAPSHOT_ACTIVE, record.id, text)
         elif not record.parents:
             _check_parent(state, findings, record, found.parent)
 
@@ -46,7 +46,7 @@ def _check_parent(state: CacheState, findings: Findings, record: V2Record, actua
     expected = parent.snapshot if parent else ""
     if actual != expected:
         text = f"its snapshot is built on {printable(actual) or 'nothing'}, its parent's is {printable(expected) or 'none'}"
-        findings.fault(Fault.PARENT_MISMATCH, record.id, text)
+        findings.add(FindingCode.PARENT_MISMATCH, record.id, text)
 
 
 # -- leases
@@ -71,7 +71,7 @@ def _check_surplus(state: CacheState, findings: Findings, record: V2Record, leas
         text = (
             "it is not finalised, and its lease holds a snapshot that does not exist; if it never is, nobody deletes the lease"
         )
-        findings.fault(Fault.LEASE_SURPLUS, record.id, text)
+        findings.add(FindingCode.LEASE_SURPLUS, record.id, text)
 
 
 def _check_lease(state: CacheState, findings: Findings, record: V2Record, lease: Lease | None, now: datetime) -> None:
@@ -79,16 +79,18 @@ def _check_lease(state: CacheState, findings: Findings, record: V2Record, lease:
     if not needed:
         return
     if lease is None:
-        findings.fault(Fault.LEASE_MISSING, record.id, "it has no lease; the next garbage collection takes its data")
+        findings.add(FindingCode.LEASE_MISSING, record.id, "it has no lease; the next garbage collection takes its data")
         return
     if is_expired(lease, now):
-        findings.fault(Fault.LEASE_EXPIRED, record.id, f"its lease has expired ({EXPIRE}); containerd removes it")
+        findings.add(FindingCode.LEASE_EXPIRED, record.id, f"its lease has expired ({EXPIRE}); containerd removes it")
     lacking = [resource for resource in needed if resource not in lease.resources]
     if lacking:
         names = ", ".join(printable(f"{resource.type} {resource.id}") for resource in lacking)
-        findings.fault(Fault.LEASE_INCOMPLETE, record.id, f"its lease lacks {names}; the next garbage collection takes that")
+        findings.add(
+            FindingCode.LEASE_INCOMPLETE, record.id, f"its lease lacks {names}; the next garbage collection takes that"
+        )
     if FLAT not in lease.labels:
-        findings.remark(Remark.LEASE_NOT_FLAT, record.id, f"its lease has no label {FLAT}, so it protects more than it must")
+        findings.note(NoteCode.LEASE_NOT_FLAT, record.id, f"its lease has no label {FLAT}, so it protects more than it must")
 
 
 def _needed(state: CacheState, record: V2Record) -> list[Resource]:
@@ -111,9 +113,9 @@ def _check_foreign(state: CacheState, findings: Findings, lease: Lease) -> None:
     text = "the lease has no record"
     is_of_a_record = FLAT in lease.labels and EXPIRE not in lease.labels
     if is_of_a_record and not state.is_shared:
-        findings.fault(Fault.LEASE_WITHOUT_RECORD, lease.id, f"{text}; nobody ever deletes it, or what it holds")
+        findings.add(FindingCode.LEASE_WITHOUT_RECORD, lease.id, f"{text}; nobody ever deletes it, or what it holds")
     else:
-        findings.remark(Remark.LEASE_WITHOUT_RECORD, lease.id, text)
+        findings.note(NoteCode.LEASE_WITHOUT_RECORD, lease.id, text)
 
 
 def _is_of_buildkit(state: CacheState, lease: Lease) -> bool:
@@ -137,27 +139,27 @@ def check_blobs(checkpoint: Checkpoint, state: CacheState, findings: Findings) -
 
 def _check_description(findings: Findings, record: V2Record) -> None:
     if not is_digest(record.blob):
-        findings.fault(Fault.BLOB_MALFORMED, record.id, f"its blob {printable(record.blob)} is no digest")
+        findings.add(FindingCode.BLOB_MALFORMED, record.id, f"its blob {printable(record.blob)} is no digest")
     if not record.diff_id:
-        findings.fault(Fault.DIFFID_MISSING, record.id, "it has a blob but no diffID")
+        findings.add(FindingCode.DIFFID_MISSING, record.id, "it has a blob but no diffID")
     if record.blob_size < 0:
         text = "the size of its blob is not recorded; exporting or pushing it fails, or writes a manifest with size -1"
-        findings.fault(Fault.SIZE_MISSING, record.id, text)
+        findings.add(FindingCode.SIZE_MISSING, record.id, text)
 
 
 def _check_blob(state: CacheState, findings: Findings, record: V2Record) -> None:
     found = state.blobs.get(record.blob)
     if found is None:
-        findings.fault(Fault.BLOB_MISSING, record.id, f"its blob {printable(record.blob)} is not in the content store")
+        findings.add(FindingCode.BLOB_MISSING, record.id, f"its blob {printable(record.blob)} is not in the content store")
         return
     head = state.heads.get(record.blob)
     if head is None:
         text = f"the data of its blob {record.blob} is missing, or is not as long as the content store has it"
-        findings.fault(Fault.BLOB_DATA_MISSING, record.id, text)
+        findings.add(FindingCode.BLOB_DATA_MISSING, record.id, text)
         return
     if 0 <= record.blob_size != found.size:
         text = f"the size of its blob is recorded as {record.blob_size}, and is {found.size} bytes"
-        findings.fault(Fault.SIZE_WRONG, record.id, text)
+        findings.add(FindingCode.SIZE_WRONG, record.id, text)
     _check_media_type(findings, record, head)
 
 
@@ -167,10 +169,10 @@ def _check_media_type(findings: Findings, record: V2Record, head: bytes) -> None
     said, actual = compression_of(record.media_type), media_type_of(head)
     if said is None:
         text = f"its media type {printable(record.media_type)} is not one that is known for layers"
-        findings.remark(Remark.MEDIA_TYPE_UNKNOWN, record.id, text)
+        findings.note(NoteCode.MEDIA_TYPE_UNKNOWN, record.id, text)
     elif said is not compression_of(actual):
         text = f"its media type is {printable(record.media_type)}, its blob begins as {actual}"
-        findings.fault(Fault.MEDIA_TYPE_WRONG, record.id, text)
+        findings.add(FindingCode.MEDIA_TYPE_WRONG, record.id, text)
 
 
 # -- what is kept
@@ -187,13 +189,13 @@ def check_labels(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
         for name, root in stepping(checkpoint, infos.items()):
             if root is not None and name in owned:
                 text = f"this {kind} belongs to a record and carries v1's label {GC_ROOT}; it is never collected"
-                findings.fault(Fault.LABEL_LEFT, name, text)
+                findings.add(FindingCode.LABEL_LEFT, name, text)
             elif root is not None:
                 text = f"this {kind} belongs to no record and carries v1's label {GC_ROOT}; it is never collected"
-                findings.remark(Remark.LABEL_WITHOUT_RECORD, name, text)
+                findings.note(NoteCode.LABEL_WITHOUT_RECORD, name, text)
 
 
-def remark_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
+def note_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """What neither a record, a lease nor a label keeps.  (What refers to it by labels is not known here.)"""
     held = {resource for lease in state.leases.values() for resource in lease.resources}
     checkpoint()
@@ -203,11 +205,11 @@ def remark_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings
     needed = _with_ancestors(checkpoint, state, kept)
     for name in stepping(checkpoint, state.snapshots):
         if name not in needed:
-            findings.remark(Remark.SNAPSHOT_UNOWNED, name, "nothing keeps this snapshot")
+            findings.note(NoteCode.SNAPSHOT_UNOWNED, name, "nothing keeps this snapshot")
     blobs = {record.blob for record in state.records} | {resource.id for resource in held if resource.type == "content"}
     for name, blob in stepping(checkpoint, state.blobs.items()):
         if name not in blobs and blob.root is None:
-            findings.remark(Remark.BLOB_UNOWNED, name, f"nothing that is known keeps this blob of {blob.size} bytes")
+            findings.note(NoteCode.BLOB_UNOWNED, name, f"nothing that is known keeps this blob of {blob.size} bytes")
 
 
 def _with_ancestors(checkpoint: Checkpoint, state: CacheState, names: set[str]) -> set[str]:

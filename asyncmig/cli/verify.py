@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -18,6 +18,7 @@ from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
 from asyncmig.cli.run import run
 from asyncmig.errors import printable
+from asyncmig.migration.report import Note
 
 EXIT_FINDINGS = 3
 _MOST = 5
@@ -34,7 +35,7 @@ def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any
     Would BuildKit load every record, is its data there, does its lease hold it; are chain IDs, sizes, media types and the
     index what they must be; what is kept that nobody owns.  buildkitd must be stopped.
 
-    Exit code 0 if nothing is wrong with the records, 3 if something is.  Remarks concern what belongs to no record, and in a
+    Exit code 0 if nothing is wrong with the records, 3 if something is.  Notes concern what belongs to no record, and in a
     containerd may belong to others; they don't change the exit code.
     """
     check_not_empty(path=path, containerd_root=options["containerd_root"])
@@ -56,7 +57,7 @@ def _print(result: Verification) -> None:
     for name, text in _facts(result):
         say(f"  {name + ':':<16}{text}")
     _print_findings("", result.findings)
-    _print_findings("remark: ", result.remarks)
+    _print_findings("note: ", result.notes)
 
 
 def _facts(result: Verification) -> Iterator[tuple[str, str]]:
@@ -80,10 +81,10 @@ def _facts(result: Verification) -> Iterator[tuple[str, str]]:
     yield "stores", f"snapshotter {printable(result.snapshotter)}, namespace {printable(result.namespace)}"
     if result.address:
         yield "containerd", f"{printable(result.server)}, running, at {printable(result.address)}"
-    yield "time", f"{result.seconds:.2f} s"
+    yield "time", f"{sum(result.seconds.values()):.2f} s"
 
 
-def _print_findings(prefix: str, findings: list[Finding]) -> None:
+def _print_findings(prefix: str, findings: Sequence[Finding | Note]) -> None:
     code = attrgetter("code")
     for kind, group in groupby(sorted(findings, key=code), key=code):
         same = list(group)

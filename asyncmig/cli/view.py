@@ -12,7 +12,7 @@ from asyncmig.migration.decisions import Action
 from asyncmig.migration.report import Outcome, Report
 
 _MOST = 20
-"""Decisions, and notices, that are shown."""
+"""Decisions, and notes, that are shown."""
 
 _HEADLINES = {
     Outcome.MIGRATED: "migrated",
@@ -37,11 +37,11 @@ def print_report(report: Report, seconds: float) -> None:
     for name, text in _facts(report, seconds):
         say(f"  {name + ':':<16}{text}")
     _print_decisions(report)
-    for notice in report.notices[:_MOST]:
-        about = f"record {printable(notice.record)}: " if notice.record else ""
-        say(f"  note: {about}{notice.text}")
-    if len(report.notices) > _MOST:
-        say(f"  and {len(report.notices) - _MOST} more notes (--report has all)")
+    for note in report.notes[:_MOST]:
+        about = f"record {printable(note.name)}: " if note.name else ""
+        say(f"  note: {about}{note.text}")
+    if len(report.notes) > _MOST:
+        say(f"  and {len(report.notes) - _MOST} more notes (--report has all)")
     if report.refused:
         say(f"the migration would refuse to begin: {report.refused}")
     elif report.outcome in _NEXT:

@@ -76,7 +76,7 @@ def _apply(checkpoint: Checkpoint, cache: Cache, existing: Sequence[ContentInfo]
                 record.changes |= Changes.BLOB
             elif digest:
                 text = f"blob {printable(digest)} is not in the content store; the record goes without it"
-                cache.note("blob-missing", record.id, text)
+                cache.reporter.note("blob-missing", text, record.id)
         if record.blob and not is_digest(record.blob):
             raise cache.error(record, f"blob {printable(record.blob)} is not a digest that a lease can hold")
         if record.blob and record.blob not in blobs and not record.is_holder:
@@ -117,7 +117,7 @@ def _go_without(cache: Cache, record: Record, digest: str, known: set[str]) -> N
         code, text = "blob-without-diffid", f"{blob} has no diffID, without which BuildKit can't use it"
     else:
         code, text = "blob-data-missing", f"the data of {blob} is missing, or is not as long as the content store has it"
-    cache.note(code, record.id, f"{text}; the record goes without it, and BuildKit makes it anew when it is needed")
+    cache.reporter.note(code, f"{text}; the record goes without it, and BuildKit makes it anew when it is needed", record.id)
     if record.blob:
         _clear_layer(cache, record)
 

@@ -10,7 +10,8 @@ from asyncmig.buildkit.record import Record
 from asyncmig.concurrency import drop
 from asyncmig.errors import RecordError
 from asyncmig.migration.decisions import Action, Code, Decision, OnBroken, Policy
-from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.report import Report
+from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.semantics import Semantics
 
 ADVICE = (
@@ -31,7 +32,7 @@ class Cache:
 
     database: MetadataDb
     semantics: Semantics
-    report: Report
+    reporter: Reporter[Report]
     policy: Policy = field(default_factory=Policy)
     records: list[Record] = field(default_factory=list)
     by_id: dict[str, Record] = field(default_factory=dict)
@@ -43,13 +44,14 @@ class Cache:
         """Drop the records: the tail needs leases and labels only, and would add to what is the most memory so far."""
         drop(checkpoint, self.by_id, self.records)
 
+    @property
+    def report(self) -> Report:
+        """What is reported in the end."""
+        return self.reporter.result
+
     def error(self, record: Record, cause: str) -> RecordError:
         """The error for a record that cannot be migrated."""
         return RecordError(self.database.path, record.id, cause)
-
-    def note(self, code: str, record: str, text: str) -> None:
-        """Report something that an operator may want to know."""
-        self.report.notices.append(Notice(code, record, text))
 
     def decide(self, code: Code, record: Record, action: Action, text: str) -> None:
         """Report what is done about a broken record.  Raises :class:`RecordError` if such a record is to stop the migration."""

@@ -116,7 +116,9 @@ def _clear_if_too_long(cache: Cache, record: Record) -> None:
     except RecordError as error:
         record.chain_id = record.blob_chain_id = ""
         record.changes &= ~Changes.CHAIN
-        cache.note("chain-too-long", record.id, f"{error.cause}; it goes without chain IDs, and so does what is built on it")
+        cache.reporter.note(
+            "chain-too-long", f"{error.cause}; it goes without chain IDs, and so does what is built on it", record.id
+        )
 
 
 # -- the formulas

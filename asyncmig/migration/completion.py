@@ -8,14 +8,15 @@ from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
-from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.progress import Stage
 from asyncmig.migration.release import ReleasePlan, release
-from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.report import Report
+from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Stores
 
 
-async def complete(journal: Journal, file: JournalFile, stores: Stores, report: Report, progress: Progress) -> None:
+async def complete(journal: Journal, file: JournalFile, stores: Stores, reporter: Reporter[Report]) -> None:
     """Remove the labels that the journal names.
 
     They are safe to go once the database's name is durable: it was published after all leases had been verified, and what a
@@ -28,14 +29,13 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, report: 
     async def work() -> None:
         # The run before was perhaps killed, or failed, before the name of the new database was on the disk.
         await in_thread(lambda _: sync_directory(os.path.dirname(file.path)))
-        progress.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs))
-        with report.timed(Stage.RELEASE):
-            await release(report.counts, stores, plan)
+        with reporter.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs)):
+            await release(reporter.result.counts, stores, plan)
         await in_thread(lambda _: file.note_complete())
 
     try:
-        await run_tail(work, progress)
+        await run_tail(work, reporter)
     except Exception as error:
         raise IncompleteMigrationError(Stage.RELEASE, error) from error
     text = "an earlier run was interrupted after it had published the new database; the labels that were left are removed"
-    report.notices.append(Notice("interrupted-before", "", text))
+    reporter.note("interrupted-before", text)

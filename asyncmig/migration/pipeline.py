@@ -6,8 +6,7 @@ succeeded.  Each of its steps can be repeated, so a run after an interruption co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.walk import no_checkpoint
@@ -27,7 +26,7 @@ from asyncmig.migration.cache import Cache
 from asyncmig.migration.chains import compute_chains
 from asyncmig.migration.decisions import Action, Code, OnBroken
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
-from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.progress import Stage
 from asyncmig.migration.protect import LeasePlan, PlannedLeases, plan_leases, protect, verify
 from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, release
@@ -36,6 +35,9 @@ from asyncmig.migration.resolve import resolve
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Lease, Stores
 
+PREPARING = (Stage.READ, Stage.RESOLVE, Stage.BLOBS, Stage.CHAINS, Stage.LEASES)
+"""The stages that change nothing."""
+
 
 class Pipeline:
     """One migration of one cache whose database is open and whose stores can be reached.
@@ -43,11 +45,11 @@ class Pipeline:
     ``target`` is the path of the v2 database.
     """
 
-    def __init__(self, cache: Cache, stores: Stores, target: str, progress: Progress) -> None:
+    def __init__(self, cache: Cache, stores: Stores, target: str) -> None:
         self.cache = cache
         self.stores = stores
         self.target = target
-        self.progress = progress
+        self.reporter = cache.reporter
         self.leases = LeasePlan(PlannedLeases({}, ""))
         self.release = ReleasePlan()
         self._new: NewDatabase | None = None
@@ -65,18 +67,18 @@ class Pipeline:
         Raises :class:`DatabaseError`, :class:`RecordError` or :class:`StoreError`; when cancelled, it ends at once.
         """
         cache, stores = self.cache, self.stores
-        async with self._stage(Stage.READ):
+        with self.reporter.stage(Stage.READ):
             await in_thread(self._read)
-        async with self._stage(Stage.RESOLVE, self._snapshots):
+        with self.reporter.stage(Stage.RESOLVE, self._snapshots):
             if cache.semantics.repairs:
                 await resolve_and_repair(cache, stores.snapshots)
             else:
                 await resolve(cache, stores.snapshots)
-        async with self._stage(Stage.BLOBS):
+        with self.reporter.stage(Stage.BLOBS):
             await find_blobs(cache, stores.content)
-        async with self._stage(Stage.CHAINS):
+        with self.reporter.stage(Stage.CHAINS):
             await in_thread(compute_chains, cache)
-        async with self._stage(Stage.LEASES):
+        with self.reporter.stage(Stage.LEASES):
             await in_thread(self._read_journal)
             self.leases = await plan_leases(cache, stores, self._earlier)
             self.release = await plan_release(cache, stores)
@@ -85,7 +87,7 @@ class Pipeline:
     def _read(self, checkpoint: Checkpoint) -> None:
         cache = self.cache
         on_malformed = self._malformed if cache.semantics.repairs else None
-        cache.records = cache.database.read(checkpoint=checkpoint, progress=self.progress.advance, on_malformed=on_malformed)
+        cache.records = cache.database.read(checkpoint=checkpoint, progress=self.reporter.advance, on_malformed=on_malformed)
         self._read_count = len(cache.records)
         for record in stepping(checkpoint, cache.records):
             cache.by_id[record.id] = record
@@ -103,7 +105,7 @@ class Pipeline:
         self._earlier = self._file.read(checkpoint)
         if self._earlier is not None and not self._earlier.is_complete:
             text = "an earlier run was interrupted while it changed the stores; the migration completes that"
-            self.cache.note("interrupted-before", "", text)
+            self.cache.reporter.note("interrupted-before", text)
 
     def _count(self, checkpoint: Checkpoint) -> None:
         cache, counts = self.cache, self.cache.report.counts
@@ -119,9 +121,9 @@ class Pipeline:
         counts.snapshots_labelled, counts.blobs_labelled = len(self.release.snapshot_roots), len(self.release.blob_roots)
         if not self._read_count:
             text = "the database has no records; if this cache was in use, the file is not its database"
-            cache.note("no-records", "", text)
+            cache.reporter.note("no-records", text)
         elif counts.blobs and cache.semantics.caveat:
-            cache.note("caveat", "", f"{counts.blobs} layers with a blob: {cache.semantics.caveat}")
+            cache.reporter.note("caveat", f"{counts.blobs} layers with a blob: {cache.semantics.caveat}")
 
     def check_limit(self) -> None:
         """Raise :class:`DropLimitError` if more records would be dropped than the caller allows."""
@@ -151,15 +153,15 @@ class Pipeline:
         """
         self.check_limit()
         try:
-            async with self._stage(Stage.BUILD, len(self.cache.records)):
+            with self.reporter.stage(Stage.BUILD, len(self.cache.records)):
                 await in_thread(self._build)
-            await run_tail(self._tail, self.progress)
+            await run_tail(self._tail, self.reporter)
         finally:
             await close_in_thread(self._close)
 
     def _build(self, checkpoint: Checkpoint) -> None:
         # Kept here rather than returned: when the caller is cancelled in the last moment, a result would be lost.
-        self._new = build(checkpoint, self.cache, self.target, self.progress.advance)
+        self._new = build(checkpoint, self.cache, self.target, self.reporter.advance)
         self.cache.forget_records(checkpoint)
 
     def _close(self) -> None:
@@ -172,7 +174,7 @@ class Pipeline:
         try:
             await in_thread(self._write_journal)
             for stage in self.cache.semantics.tail:
-                async with self._stage(stage, self._total(stage)):
+                with self.reporter.stage(stage, self._total(stage)):
                     await self._tail_stage(stage)
             await in_thread(lambda _: self._file.note_complete())
         except Exception as error:
@@ -248,9 +250,3 @@ class Pipeline:
         if vanished.snapshots or vanished.blobs:
             leases = self.leases
             vanished.report(self.cache, {*leases.left_alone, *leases.leases.ids})
-
-    @asynccontextmanager
-    async def _stage(self, stage: Stage, total: int | None = None) -> AsyncIterator[None]:
-        self.progress.stage(stage, total)
-        with self.cache.report.timed(stage):
-            yield

@@ -1,12 +1,8 @@
-"""What a migration tells while it runs."""
+"""What a run tells while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
-from typing import ParamSpec
-
-P = ParamSpec("P")
 
 
 class Stage(StrEnum):
@@ -32,15 +28,21 @@ class Stage(StrEnum):
 class Progress:
     """Receives what happens; subclass it and override what you want.
 
-    The methods are called from worker threads as well as from the event loop, never two at a time.  They must be quick.  An
-    exception ends the reporting, not the migration.
+    The methods are called from worker threads as well as from the event loop, never two at a time.  They must be quick.  The
+    first exception that one raises ends the reporting, not the run; the report has a note of it.
     """
+
+    def begin(self, stages: tuple[Stage, ...]) -> None:
+        """The run will go through these stages, in this order.  Called once, before the first of them."""
 
     def stage(self, stage: Stage, total: int | None) -> None:
         """``stage`` begins.  ``total`` is the number of items it will deal with, ``None`` if that is not known."""
 
     def advance(self, count: int) -> None:
         """``count`` more items of the running stage are done."""
+
+    def end_stage(self, stage: Stage) -> None:
+        """``stage`` has ended well.  Of a known total, all items are done."""
 
     def uncancellable(self) -> None:
         """The tail begins: from here on a cancellation takes effect when the migration is complete."""
@@ -50,35 +52,3 @@ class Progress:
 
         A cancelled anyio or trio scope is not noticed in the tail: it reports itself when the tail has ended.
         """
-
-
-class GuardedProgress(Progress):
-    """Passes everything on until that raises, then nothing any more.
-
-    A closed terminal must not end a migration half-way.
-    """
-
-    def __init__(self, inner: Progress) -> None:
-        self._inner = inner
-
-    def stage(self, stage: Stage, total: int | None) -> None:
-        """Pass it on."""
-        self._pass_on(self._inner.stage, stage, total)
-
-    def advance(self, count: int) -> None:
-        """Pass it on."""
-        self._pass_on(self._inner.advance, count)
-
-    def uncancellable(self) -> None:
-        """Pass it on."""
-        self._pass_on(self._inner.uncancellable)
-
-    def cancel_deferred(self) -> None:
-        """Pass it on."""
-        self._pass_on(self._inner.cancel_deferred)
-
-    def _pass_on(self, method: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            method(*args, **kwargs)
-        except Exception:
-            self._inner = Progress()

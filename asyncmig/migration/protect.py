@@ -119,7 +119,7 @@ def _note_surplus(checkpoint: Checkpoint, cache: Cache, found: list[Lease | None
     for lease in stepping(checkpoint, found):
         if lease is not None:
             text = "a lease of its name exists already and is not needed; nobody will delete it (ctr leases delete)"
-            cache.note("lease-surplus", lease.id, text)
+            cache.reporter.note("lease-surplus", text, lease.id)
 
 
 def _leases(checkpoint: Checkpoint, cache: Cache, snapshotter: str) -> PlannedLeases:
@@ -177,7 +177,7 @@ def _note_lacking(cache: Cache, lease: Lease, found: Lease) -> None:
     if lacking:
         names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
         text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
-        cache.note("lease-incomplete", lease.id, text)
+        cache.reporter.note("lease-incomplete", text, lease.id)
 
 
 async def protect(cache: Cache, plan: LeasePlan, store: LeaseStore) -> PlannedLeases:

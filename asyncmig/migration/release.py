@@ -161,9 +161,9 @@ def _deal_with_leftovers(cache: Cache, plan: ReleasePlan, leftovers: Leftovers) 
     if cache.policy.strip_leftovers:
         plan.snapshots += leftovers.snapshots
         plan.blobs += leftovers.blobs
-        cache.note("leftovers-released", "", f"{what}; their labels go, too, so containerd may collect them")
+        cache.reporter.note("leftovers-released", f"{what}; their labels go, too, so containerd may collect them")
     else:
-        cache.note("leftovers", "", f"{what}; nothing will ever collect them unless they are released (--strip-leftovers)")
+        cache.reporter.note("leftovers", f"{what}; nothing will ever collect them unless they are released (--strip-leftovers)")
 
 
 # -- the stage
@@ -188,10 +188,10 @@ class Vanished:
         for name in self.snapshots:
             if name in records:
                 text = "its snapshot has vanished while the migration ran; somebody else has removed it"
-                cache.note("snapshot-vanished", name, text)
+                cache.reporter.note("snapshot-vanished", text, name)
         for blob in self.blobs:
             text = f"blob {printable(blob)} has vanished while the migration ran; somebody else has removed it"
-            cache.note("blob-vanished", "", text)
+            cache.reporter.note("blob-vanished", text)
 
 
 def _count(checkpoint: Checkpoint, counts: Counts, plan: ReleasePlan, snapshots: list[bool], blobs: list[bool]) -> Vanished:

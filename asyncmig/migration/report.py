@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from platform import platform, python_version
-from time import perf_counter
 from typing import Any
 
 from asyncmig._version import __version__
 from asyncmig.migration.decisions import Decision
-from asyncmig.migration.progress import Stage
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
 
 
@@ -35,11 +31,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that an operator may want to know.  ``code`` is stable, ``record`` an id or ""."""
+class Note:
+    """Something that an operator may want to know; it changes no outcome and no exit code.
+
+    ``code`` is stable.  ``name`` is the record, key or digest that it is about, or "".  ``text`` is one sentence.
+    """
 
     code: str
-    record: str
+    name: str
     text: str
 
 
@@ -84,29 +83,34 @@ class Counts:
     """By a rollback."""
 
 
-@dataclass(slots=True)
-class Report:
-    """The result of a migration, or of a rollback.
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """What every run tells in the end.
 
-    ``seconds`` holds the wall time of each stage that ran, ``decisions`` what is done about broken records, ``notices`` what an
-    operator may want to know besides.
+    ``path`` is the worker directory, ``layout`` the kind of cache.  ``seconds`` holds the wall time of each stage that ran.
     """
 
-    outcome: Outcome
     path: str
-    semantics: str
     layout: str
     snapshotter: str = ""
     namespace: str = ""
-    edited: list[str] = field(default_factory=list)
-    """The databases that a migration edits, besides making the new one."""
     address: str = ""
     """Socket of the running containerd that has the stores, and ``server`` its version; "" if they are in files."""
     server: str = ""
-    counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Report(Result):
+    """The result of a migration, a plan or a rollback.  ``decisions`` tell what is done about broken records."""
+
+    outcome: Outcome
+    semantics: str
+    edited: list[str] = field(default_factory=list)
+    """The databases that a migration edits, besides making the new one."""
+    counts: Counts = field(default_factory=Counts)
     decisions: list[Decision] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
     leftovers: Leftovers = field(default_factory=Leftovers)
     bytes_needed: dict[str, int] = field(default_factory=dict)
     """Free space that is needed at most, in bytes, by a path on each file system concerned."""
@@ -120,16 +124,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return {**versions(), **asdict(self)}
-
-    @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Add the time that the block takes to ``stage``."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+        return {**versions(), "outcome": self.outcome, **asdict(self)}
 
 
 def versions() -> dict[str, Any]:

@@ -15,8 +15,9 @@ from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError
 from asyncmig.migration.journal import Journal, JournalFile, Resources
-from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.progress import Stage
+from asyncmig.migration.report import Report
+from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import GC_ROOT, Lease, Stores
 
@@ -27,23 +28,23 @@ ASIDE = ".rolled-back"
 class Rollback:
     """One rollback, from the journal of a migration.  ``target`` is the path of the v2 database, which may not be there."""
 
-    def __init__(self, journal: Journal, target: str, stores: Stores, report: Report, progress: Progress) -> None:
+    def __init__(self, journal: Journal, target: str, stores: Stores, reporter: Reporter[Report]) -> None:
         self._journal = journal
         self._file = JournalFile(target)
         self._target = target
         self._stores = stores
-        self._report = report
-        self._progress = progress
+        self._reporter = reporter
+        self._counts = reporter.result.counts
 
     def count(self, _: Checkpoint) -> None:
         """Report what is to be done."""
-        counts, journal = self._report.counts, self._journal
+        counts, journal = self._counts, self._journal
         counts.leases = sum(1 for before in journal.leases.values() if before is None)
         counts.snapshots_labelled, counts.blobs_labelled = len(journal.snapshots), len(journal.blobs)
 
     async def run(self) -> None:
         """Do it.  Not interrupted by any cancellation.  Raises :class:`IncompleteRollbackError`."""
-        await run_tail(self._run, self._progress)
+        await run_tail(self._run, self._reporter)
 
     async def _run(self) -> None:
         # A change already: from now on no migration completes what an earlier one has left.
@@ -56,9 +57,8 @@ class Rollback:
         await self._step(Stage.UNPROTECT, self._remove_leases)
 
     async def _step(self, stage: Stage, step: Callable[[], Awaitable[None]]) -> None:
-        self._progress.stage(stage, None)
         try:
-            with self._report.timed(stage):
+            with self._reporter.stage(stage):
                 await step()
         except Exception as error:
             raise IncompleteRollbackError(stage, error) from error
@@ -68,11 +68,11 @@ class Rollback:
         labels = await in_thread(lambda _: (list(journal.snapshots.items()), list(journal.blobs.items())))
         snapshots = await stores.snapshots.set_label_many(labels[0], GC_ROOT)
         blobs = await stores.content.set_label_many(labels[1], GC_ROOT)
-        self._report.counts.labels_restored = sum(snapshots) + sum(blobs)
-        lost = len(snapshots) + len(blobs) - self._report.counts.labels_restored
+        self._counts.labels_restored = sum(snapshots) + sum(blobs)
+        lost = len(snapshots) + len(blobs) - self._counts.labels_restored
         if lost:
             text = f"{lost} snapshots and blobs whose labels were to be restored are gone; somebody else has removed them"
-            self._report.notices.append(Notice("vanished", "", text))
+            self._reporter.note("vanished", text)
 
     def _withdraw(self, _: Checkpoint) -> None:
         try:
@@ -89,7 +89,7 @@ class Rollback:
         added = await in_thread(self._added, before, await self._stores.leases.list_many(completed))
         await self._stores.leases.remove_resources_many(added)
         await self._stores.leases.delete_many(ours)
-        self._report.counts.leases_deleted = len(ours)
+        self._counts.leases_deleted = len(ours)
         await in_thread(lambda _: self._file.remove())
 
     def _leases(self, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[Resources]]:

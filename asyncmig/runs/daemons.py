@@ -12,7 +12,8 @@ from asyncmig.layouts.detect import Layout
 from asyncmig.layouts.opening import open_stores
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, fingerprint
-from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.report import Report
+from asyncmig.migration.reporter import Reporter
 from asyncmig.stores.fanout import no_progress
 
 _REMEDY = (
@@ -22,14 +23,14 @@ _REMEDY = (
 )
 
 
-async def look_at_finished(layout: Layout, journal: Journal | None, report: Report) -> None:
+async def look_at_finished(layout: Layout, journal: Journal | None, reporter: Reporter[Report]) -> None:
     """Report what an operator must know of a cache that is migrated already.  Changes nothing, and never fails for it."""
     if not await in_thread(_has_v1, layout):
         return
-    await in_thread(_look_at_v2, layout, report)
+    await in_thread(_look_at_v2, layout, reporter)
     if journal is not None and journal.is_rolling_back:
         text = "a rollback was begun and is not complete; run 'asyncmig rollback' again"
-        report.notices.append(Notice("rollback-incomplete", "", text))
+        reporter.note("rollback-incomplete", text)
         return
     traces = await in_thread(_changes_of_v1, layout, journal)
     labels = await _labels_put_back(layout, journal) if journal is not None else 0
@@ -37,7 +38,7 @@ async def look_at_finished(layout: Layout, journal: Journal | None, report: Repo
         traces.append(f"{labels} snapshots carry the label again that the migration has removed")
     if traces:
         text = f"an old daemon has run since the migration ({'; '.join(traces)}): {_REMEDY}"
-        report.notices.append(Notice("old-daemon-ran", "", text))
+        reporter.note("old-daemon-ran", text)
 
 
 def _has_v1(_: Checkpoint, layout: Layout) -> bool:
@@ -47,7 +48,7 @@ def _has_v1(_: Checkpoint, layout: Layout) -> bool:
         return False
 
 
-def _look_at_v2(_: Checkpoint, layout: Layout, report: Report) -> None:
+def _look_at_v2(_: Checkpoint, layout: Layout, reporter: Reporter[Report]) -> None:
     """Its mere existence counts, as for BuildKit; but an operator wants to know of a file that is no database."""
     try:
         MetadataDb.open(layout.v2).close()
@@ -55,7 +56,7 @@ def _look_at_v2(_: Checkpoint, layout: Layout, report: Report) -> None:
         pass  # the new daemon is running
     except AsyncmigError as error:
         text = f"{error}; if no new daemon has used it yet, remove it and migrate again"
-        report.notices.append(Notice("v2-unusable", "", text))
+        reporter.note("v2-unusable", text)
 
 
 def _changes_of_v1(_: Checkpoint, layout: Layout, journal: Journal | None) -> list[str]:

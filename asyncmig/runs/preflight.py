@@ -12,7 +12,8 @@ from asyncmig.errors import StoreError, printable
 from asyncmig.layouts.detect import Layout
 from asyncmig.layouts.opening import OpenStores
 from asyncmig.migration.pipeline import Pipeline
-from asyncmig.migration.report import Notice, Report
+from asyncmig.migration.report import Report
+from asyncmig.migration.reporter import Reporter
 
 Result = TypeVar("Result")
 
@@ -57,12 +58,12 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, report: Report) -> None:
+def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, reporter: Reporter[Report]) -> None:
     """What else would stop the migration, for a dry run.  Raises :class:`DatabaseError` for a v1 database that is damaged."""
     database.check(checkpoint)
     for path in (layout.directory, *layout.edited):
         if os.path.exists(path) and not os.access(path, os.W_OK):
-            report.notices.append(Notice("not-writable", "", f"{printable(path)} can't be written; the migration will fail"))
+            reporter.note("not-writable", f"{printable(path)} can't be written; the migration will fail")
 
 
 _TAIL_AGAINST_PREPARING = 2.0

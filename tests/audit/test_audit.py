@@ -12,7 +12,7 @@ import pytest
 
 import asyncmig
 from asyncmig import DatabaseLockedError, LayoutError, Options
-from asyncmig.audit.findings import Fault, Remark
+from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.bolt import Db
 from asyncmig.stores.offline import codec
 from tests.caches import ROOT, V1Cache, digest, sample_cache, value
@@ -179,12 +179,12 @@ async def test_a_fault(code: str, act: Callable[[Path], None], name: str, migrat
 async def test_a_remark(code: str, act: Callable[[Path], None], name: str, migrated: Path) -> None:
     act(migrated)
     result = await asyncmig.verify(migrated)
-    assert (code, name) in {(remark.code, remark.name) for remark in result.remarks}
+    assert (code, name) in {(note.code, note.name) for note in result.notes}
 
 
 def test_every_code_has_a_state_here() -> None:
-    assert {code for code, _, _ in FAULTS} == {fault.value for fault in Fault}
-    assert {code for code, _, _ in REMARKS} == {remark.value for remark in Remark}
+    assert {code for code, _, _ in FAULTS} == {fault.value for fault in FindingCode}
+    assert {code for code, _, _ in REMARKS} == {note.value for note in NoteCode}
 
 
 @pytest.mark.parametrize("name", ["a-view", "ref_build"])
@@ -272,4 +272,4 @@ def test_the_command(tmp_path: Path) -> None:
     done = run("verify", worker, "--json")
     assert done.returncode == 3
     result = json.loads(done.stdout)
-    assert (result["verify_version"], result["clean"], result["findings"][0]["code"]) == (1, False, "index-stale")
+    assert (result["verify_version"], result["clean"], result["findings"][0]["code"]) == (2, False, "index-stale")

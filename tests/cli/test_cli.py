@@ -72,7 +72,7 @@ def test_nothing_to_do(worker: Path) -> None:
 def test_report(worker: Path, tmp_path: Path) -> None:
     assert run("migrate", worker, "--report", tmp_path / "r.json").returncode == 0
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["report_version"], report["outcome"], report["semantics"]) == (2, "migrated", "hardened")
+    assert (report["report_version"], report["outcome"], report["semantics"]) == (3, "migrated", "hardened")
     assert report["counts"]["records"] == 8
     assert set(report["seconds"]) >= {"read", "build", "protect", "publish"}
 

@@ -74,7 +74,7 @@ def migrate(worker: Path, backend: str, semantics: str) -> None:
     """Where a rollback stopped before the new database went aside, this must say so and leave all to it."""
     before = tree_state(worker)
     report = anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
-    if "rollback-incomplete" in {notice.code for notice in report.notices}:
+    if "rollback-incomplete" in {notice.code for notice in report.notes}:
         assert tree_state(worker) == before
         rollback(worker, backend, semantics)
         migrate(worker, backend, semantics)

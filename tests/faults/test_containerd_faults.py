@@ -280,7 +280,7 @@ async def test_a_killed_migration_is_completed_by_a_rerun(
     daemon.collect_garbage()
     report = await asyncmig.migrate(worker, live(daemon, semantics))
     assert report.outcome is (Outcome.COMPLETED if is_published else Outcome.MIGRATED)
-    assert "interrupted-before" in {notice.code for notice in report.notices}
+    assert "interrupted-before" in {notice.code for notice in report.notes}
     check_finished(daemon, worker, semantics)
     assert dump_lines(worker / "metadata_v2.db")
 

@@ -10,12 +10,11 @@ import anyio
 from asyncmig.errors import AsyncmigError, DatabaseError
 from asyncmig.migration.completion import complete
 from asyncmig.migration.journal import Journal, JournalFile
-from asyncmig.migration.progress import Progress
-from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.report import Outcome
 from asyncmig.migration.rollback import Rollback
 from asyncmig.stores.memory import MemoryStores
 from asyncmig.stores.ports import Resource
-from tests.caches import ROOT, TIME, marked_cache
+from tests.caches import ROOT, TIME, marked_cache, new_reporter
 from tests.fuzz.files import directory
 from tests.fuzz.source import Source
 
@@ -119,11 +118,11 @@ def _use(found: Journal, file: JournalFile, target: str) -> None:
 
 
 async def _complete(found: Journal, file: JournalFile, _: str, state: MemoryStores) -> None:
-    await complete(found, file, state.stores(), Report(Outcome.COMPLETED, "", "hardened", "test"), Progress())
+    await complete(found, file, state.stores(), new_reporter("", Outcome.COMPLETED))
 
 
 async def _rollback(found: Journal, _: JournalFile, target: str, state: MemoryStores) -> None:
-    await Rollback(found, target, state.stores(), Report(Outcome.ROLLED_BACK, "", "hardened", "test"), Progress()).run()
+    await Rollback(found, target, state.stores(), new_reporter("", Outcome.ROLLED_BACK)).run()
 
 
 def _check_unharmed(found: Journal, before: MemoryStores, state: MemoryStores) -> None:

@@ -168,7 +168,7 @@ async def test_an_edge_case_is_repaired_as_offline(
         report = await asyncmig.migrate(worker, live(daemon, **options))
     expected = await asyncmig.migrate(other, Options(containerd_root=other_root, **options))
     assert (report.decisions, report.counts) == (expected.decisions, expected.counts)
-    assert [notice.code for notice in report.notices] == [notice.code for notice in expected.notices]
+    assert [note.code for note in report.notes] == [note.code for note in expected.notes]
     assert dump_lines(worker / "metadata_v2.db") == dump_lines(other / "metadata_v2.db")
     assert semantic(containerd_state(root / META)) == semantic(containerd_state(other_root / META))
 
@@ -330,7 +330,7 @@ async def test_a_release_that_was_interrupted_is_completed(
     check_leases(daemon, records, "native", HARDENED)
     daemon.collect_garbage()
     seen = await asyncmig.plan(worker, live(daemon))
-    assert (seen.outcome, [notice.code for notice in seen.notices]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
+    assert (seen.outcome, [note.code for note in seen.notes]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
 
     report = await asyncmig.migrate(worker, live(daemon))
     assert report.outcome is Outcome.COMPLETED

@@ -92,7 +92,7 @@ def blobs_of(*names: str) -> set[str]:
 
 
 def codes(report: Report) -> set[str]:
-    return {notice.code for notice in report.notices}
+    return {note.code for note in report.notes}
 
 
 def decisions(report: Report) -> dict[str, tuple[str, str]]:
@@ -280,7 +280,7 @@ async def test_5_a_blob_whose_data_is_missing_or_cut(semantics: str, way: str, d
     kept = {"good"} if semantics == "hardened" else set(data)
     assert {name for name, values in records.items() if values.get("cache.blob")} == kept
     assert {name for name, values in records.items() if values.get("cache.chainID")} == kept
-    assert {notice.record for notice in report.notices if notice.code == "blob-data-missing"} == set(data) - kept
+    assert {note.name for note in report.notes if note.code == "blob-data-missing"} == set(data) - kept
     for name in data:
         held = {("content", blobs[name])} if name in kept else set()
         assert daemon.lease_resources(name) == {(f"snapshots/{SNAPSHOTTER}", name), *held}
@@ -466,12 +466,12 @@ async def test_9_what_belongs_to_no_record(semantics: str, strip: bool, way: str
     worker = build(daemon, cache, tmp_path)
     report = await migrate(daemon, worker, semantics, way, **({"strip_leftovers": True} if strip else {}))
 
-    notices = codes(report) & {"leftovers", "leftovers-released"}
+    notes = codes(report) & {"leftovers", "leftovers-released"}
     found = (report.leftovers.snapshots, report.leftovers.blobs)
     if semantics == "upstream":
-        assert (notices, found) == (set(), ([], []))
+        assert (notes, found) == (set(), ([], []))
     else:
-        assert (notices, found) == ({"leftovers-released" if strip else "leftovers"}, (["orphan"], [digest("blob orphan")]))
+        assert (notes, found) == ({"leftovers-released" if strip else "leftovers"}, (["orphan"], [digest("blob orphan")]))
     daemon.collect_garbage()
     kept = {"layer"} if strip else {"layer", "orphan"}
     assert (snapshots(daemon), daemon.blobs()) == (kept, blobs_of(*kept))

@@ -13,8 +13,9 @@ from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import RecordError
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.chains import compute_chains
-from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.report import Outcome
 from asyncmig.migration.semantics import UPSTREAM
+from tests.caches import new_reporter
 
 DIFF_A = "sha256:104c1f7b3d5af56290464a3622adcfabe1fec9b0a1b2942561b840b0b0559ca6"
 BLOB_A = "sha256:8954a2a34852d18084ff3c73e1796ac02d5ba465b4ecc9be7bb45421eec8ff88"
@@ -36,7 +37,7 @@ def record(name: str, parent: str = "", *, blob: str = "", diff_id: str = "") ->
 
 
 def compute(*records: Record) -> dict[str, Record]:
-    cache = Cache(cast(MetadataDb, FakeDatabase()), UPSTREAM, Report(Outcome.MIGRATED, "", "", ""))
+    cache = Cache(cast(MetadataDb, FakeDatabase()), UPSTREAM, new_reporter("", Outcome.MIGRATED))
     cache.records = list(records)
     cache.by_id = {r.id: r for r in records}
     compute_chains(no_checkpoint, cache)

@@ -166,12 +166,12 @@ async def test_a_damaged_cache(cache: V1Cache, tmp_path_factory: pytest.TempPath
     found = await asyncmig.verify(worker)
     # Leases that were there and that no record needs: a migration does not delete them, but tells of them.
     surplus = {finding.name for finding in found.findings if finding.code in ("lease-without-record", "lease-surplus")}
-    assert surplus <= {notice.record for notice in report.notices if notice.code == "lease-surplus"} | {
+    assert surplus <= {note.name for note in report.notes if note.code == "lease-surplus"} | {
         name for name in cache.leases if name not in cache.records
     }
     assert [finding for finding in found.findings if finding.name not in surplus] == []
     again = await asyncmig.migrate(worker, ANY)
-    assert (again.outcome, again.notices) == (Outcome.ALREADY_MIGRATED, [])
+    assert (again.outcome, again.notes) == (Outcome.ALREADY_MIGRATED, [])
 
     back = await asyncmig.rollback(worker)
     assert back.outcome is Outcome.ROLLED_BACK

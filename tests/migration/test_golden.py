@@ -90,7 +90,7 @@ async def test_hardened_differs_from_upstream_on_a_real_cache_in_what_it_says(
     assert [entry for entry in ours if entry not in theirs] == []
     # 51 blobs have lost their label in both; of the 52 Updates that upstream made, two were of one blob.
     assert (report.counts.leases_created, report.counts.blobs_released) == (156, 51)
-    assert report.notices == []
+    assert report.notes == []
 
 
 @pytest.mark.parametrize("version", ["v0.13.2", "v0.27.1"])

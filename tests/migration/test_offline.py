@@ -32,7 +32,6 @@ from asyncmig import (
     Outcome,
     RecordError,
     StoreError,
-    runs,
 )
 from asyncmig.bolt import Bucket, Db, check
 from asyncmig.bolt.format import MAX_KEY_SIZE, NO_FREELIST
@@ -40,6 +39,7 @@ from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.semantics import HARDENED, Semantics
+from asyncmig.runs import migrate
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Kind
 from asyncmig.synth import synthesize
@@ -394,7 +394,7 @@ async def test_an_unusable_v2_database_is_left_alone_but_reported(worker: Path) 
     (worker / "metadata_v2.db").write_text("garbage")
     report = await asyncmig.migrate(worker)
     assert report.outcome is Outcome.ALREADY_MIGRATED
-    assert [n.code for n in report.notices] == ["v2-unusable"]
+    assert [n.code for n in report.notes] == ["v2-unusable"]
 
 
 async def test_a_dry_run_finds_damage_that_only_the_writing_would_meet(tmp_path: Path) -> None:
@@ -710,7 +710,7 @@ async def test_an_unusable_meta_page_is_noted(worker: Path) -> None:
             file.seek(20)
             file.write(b"\xff")
     report = await asyncmig.migrate(worker)
-    notes = [notice.text for notice in report.notices if notice.code == "meta-page"]
+    notes = [note.text for note in report.notes if note.code == "meta-page"]
     assert [note.split(": ")[0] for note in notes] == [str(worker / "snapshots/metadata.db"), str(worker / "metadata.db")]
     assert all("meta page 0 is unusable" in note for note in notes)
 
@@ -755,7 +755,7 @@ async def test_a_name_that_is_too_long_for_the_index_of_chains(tmp_path: Path) -
     assert tree_state(worker) == before
     report = await asyncmig.migrate(worker)
     assert (report.counts.blobs, report.counts.chains) == (4, 2)
-    assert [(notice.code, notice.record) for notice in report.notices] == [("chain-too-long", too_long)]
+    assert [(note.code, note.name) for note in report.notes] == [("chain-too-long", too_long)]
     assert (await asyncmig.verify(worker)).clean
     with Db.open(worker / "metadata_v2.db") as db, db.view() as tx:
         for name, has_chain in (("base", True), (fits, True), (too_long, False), ("top", False)):
@@ -775,10 +775,10 @@ async def test_what_was_computed_is_freed_before_the_event_loop_has_to(
             super().__init__(*args)
             pipelines.append(self)
 
-    monkeypatch.setattr(runs, "Pipeline", Noted)
+    monkeypatch.setattr(migrate, "Pipeline", Noted)
     worker = marked_cache().write(tmp_path / "runc-overlayfs")
     if outcome == "failed":
-        monkeypatch.setattr(runs, "check_room", _fail)
+        monkeypatch.setattr(migrate, "check_room", _fail)
         with pytest.raises(LookupError):
             await asyncmig.migrate(worker)
     else:

@@ -15,9 +15,9 @@ from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.record import Record
 from asyncmig.errors import DatabaseError, IncompleteMigrationError, RecordError, StoreError
 from asyncmig.migration.cache import Cache
-from asyncmig.migration.progress import GuardedProgress, Progress, Stage
+from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.protect import rfc3339_nano
-from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.report import Outcome
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryLease
 from asyncmig.stores.ports import Resource
@@ -29,6 +29,7 @@ from tests.caches import (
     holders_of_holders,
     labels_of,
     migrate_with,
+    new_reporter,
     rerun_with,
     sample_cache,
     start_again,
@@ -178,7 +179,7 @@ async def test_a_rerun_completes_its_own_leases_and_leaves_foreign_ones_alone(wo
     report = await migrate_with(worker, state.stores())
     assert state.leases["b"].resources == {Resource("snapshots/overlayfs", "b"), Resource("content", digest("blob b"))}
     assert state.leases["a"] == MemoryLease({"mine": "1"})
-    assert {n.code for n in report.notices} >= {"interrupted-before", "lease-incomplete"}
+    assert {n.code for n in report.notes} >= {"interrupted-before", "lease-incomplete"}
     assert (report.counts.leases_created, report.counts.leases_existing) == (6, 2)
 
 
@@ -272,7 +273,7 @@ async def test_a_cancellation_while_building_removes_the_new_file(worker: Path) 
 async def test_records_go_some_at_a_time(worker: Path) -> None:
     """All at once they would keep the interpreter lock for a quarter of a second a million."""
     with closing(MetadataDb.open(worker / "metadata.db")) as database:
-        cache = Cache(database, UPSTREAM, Report(Outcome.MIGRATED, "", "", ""))
+        cache = Cache(database, UPSTREAM, new_reporter("", Outcome.MIGRATED))
     cache.records = [Record(f"{i}") for i in range(10_000)]
     cache.by_id = {record.id: record for record in cache.records}
     left = [len(cache.records)]
@@ -291,8 +292,11 @@ async def test_progress_that_raises_does_not_end_the_migration(worker: Path) -> 
             raise ValueError("out of order")
 
     state = sample_cache().in_memory()
-    await migrate_with(worker, state.stores(), progress=GuardedProgress(Broken()))
+    report = await migrate_with(worker, state.stores(), progress=Broken())
     assert (worker / "metadata_v2.db").exists()
+    assert [(note.code, note.text) for note in report.notes if note.code == "progress-failed"] == [
+        ("progress-failed", "the progress callback raised ValueError; it was not called again")
+    ], "silenced, but not without a trace"
 
 
 async def test_long_chains_of_holders_take_the_parent_at_their_end(tmp_path: Path) -> None:
@@ -318,8 +322,8 @@ async def test_an_existing_lease_is_skipped_as_upstream_does(worker: Path) -> No
     report = await migrate_with(worker, state.stores())
     assert state.leases["a"] == MemoryLease({"mine": "1"}, set())
     assert (report.counts.leases_created, report.counts.leases_existing) == (7, 1)
-    incomplete = [n for n in report.notices if n.code == "lease-incomplete"]
-    assert [n.record for n in incomplete] == ["a"], "what upstream loses is at least reported"
+    incomplete = [n for n in report.notes if n.code == "lease-incomplete"]
+    assert [n.name for n in incomplete] == ["a"], "what upstream loses is at least reported"
     assert f"lacks content {digest('blob a')}, snapshots/overlayfs a" in incomplete[0].text
 
 

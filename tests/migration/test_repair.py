@@ -335,7 +335,7 @@ async def test_a_blob_without_data_loses_its_label_and_is_not_called_a_leftover(
     cache.layer("b", "a")
     del cache.data[digest("blob b")]
     done = await migrated(cache, tmp_path)
-    assert [(notice.code, notice.record) for notice in done.report.notices] == [("blob-data-missing", "b")]
+    assert [(note.code, note.name) for note in done.report.notes] == [("blob-data-missing", "b")]
     assert ROOT not in labels_of(done.state)[digest("blob b")]
     assert done.report.leftovers.blobs == []
 
@@ -347,7 +347,7 @@ async def test_where_no_blob_has_data_the_labels_stay(tmp_path: Path) -> None:
     cache.layer("b", "a")
     cache.data.clear()
     done = await migrated(cache, tmp_path)
-    assert {notice.code for notice in done.report.notices} == {"blob-data-missing", "leftovers"}
+    assert {note.code for note in done.report.notes} == {"blob-data-missing", "leftovers"}
     assert {ROOT in labels_of(done.state)[name] for name in cache.blobs} == {True}
 
 

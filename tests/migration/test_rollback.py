@@ -19,7 +19,7 @@ from asyncmig.migration.rollback import Rollback
 from asyncmig.migration.semantics import HARDENED, Semantics
 from asyncmig.stores.memory import MemoryLease, MemoryStores
 from asyncmig.stores.ports import Resource
-from tests.caches import ROOT, final_state, labels_of, migrate_with, rerun_with, sample_cache, value
+from tests.caches import ROOT, final_state, labels_of, migrate_with, new_reporter, rerun_with, sample_cache, value
 from tests.migration.test_pipeline import Calls
 from tests.states import tree_state
 
@@ -38,9 +38,9 @@ async def roll_back(worker: Path, state: MemoryStores) -> Report:
     target = str(worker / "metadata_v2.db")
     journal = JournalFile(target).read()
     assert journal is not None
-    report = Report(Outcome.ROLLED_BACK, str(worker), "", "test")
-    await Rollback(journal, target, state.stores(), report, Progress()).run()
-    return report
+    reporter = new_reporter(worker, Outcome.ROLLED_BACK)
+    await Rollback(journal, target, state.stores(), reporter).run()
+    return reporter.result
 
 
 def times(state: MemoryStores) -> dict[str, str]:
@@ -140,7 +140,7 @@ async def test_what_has_vanished_is_told(tmp_path: Path) -> None:
     worker, state = await migrated_in_memory(tmp_path, HARDENED)
     del state.snapshots["d"]
     report = await roll_back(worker, state)
-    assert [notice.code for notice in report.notices] == ["vanished"]
+    assert [note.code for note in report.notes] == ["vanished"]
 
 
 # -- on disk
@@ -216,7 +216,7 @@ async def test_an_interrupted_migration_can_be_rolled_back(
             await asyncmig.migrate(worker, Options(semantics=semantics.name))
     await asyncmig.rollback(worker)
     assert set(tree_state(worker)) - {"metadata_v2.db.rolled-back"} == set(before)
-    assert (await asyncmig.migrate(worker)).notices == []
+    assert (await asyncmig.migrate(worker)).notes == []
 
 
 async def test_a_migration_that_was_interrupted_in_its_release_is_completed(
@@ -229,7 +229,7 @@ async def test_a_migration_that_was_interrupted_in_its_release_is_completed(
     before = tree_state(worker)
     assert "metadata_v2.db" in before
     seen = await asyncmig.plan(worker)
-    assert (seen.outcome, [n.code for n in seen.notices]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
+    assert (seen.outcome, [n.code for n in seen.notes]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
     assert tree_state(worker) == before
     report = await asyncmig.migrate(worker)
     assert (report.outcome, report.counts.snapshots_released, report.counts.blobs_released) == (Outcome.COMPLETED, 7, 3)
@@ -263,7 +263,7 @@ async def test_a_rollback_that_stopped_before_the_database_went_aside_is_told_of
         with pytest.raises(IncompleteRollbackError, match="stage withdraw: interrupted"):
             await asyncmig.rollback(worker)
     report = await asyncmig.migrate(worker)
-    assert (report.outcome, [n.code for n in report.notices]) == (Outcome.ALREADY_MIGRATED, ["rollback-incomplete"])
+    assert (report.outcome, [n.code for n in report.notes]) == (Outcome.ALREADY_MIGRATED, ["rollback-incomplete"])
     await asyncmig.rollback(worker)
     assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
 
@@ -419,18 +419,18 @@ def write_later(worker: Path) -> None:
 )
 async def test_an_old_daemon_that_has_run_since_is_told_of(act: Callable[[Path], None], trace: str, worker: Path) -> None:
     await asyncmig.migrate(worker)
-    assert (await asyncmig.migrate(worker)).notices == []
+    assert (await asyncmig.migrate(worker)).notes == []
     act(worker)
     report = await asyncmig.migrate(worker)
     assert report.outcome is Outcome.ALREADY_MIGRATED
-    assert [notice.code for notice in report.notices] == ["old-daemon-ran"]
-    assert trace in report.notices[0].text
+    assert [note.code for note in report.notes] == ["old-daemon-ran"]
+    assert trace in report.notes[0].text
 
 
 async def test_a_migrated_cache_that_is_in_use_is_looked_at_without_a_word(worker: Path) -> None:
     await asyncmig.migrate(worker)
     with Db.open(worker / "containerdmeta.db", writable=True), Db.open(worker / "metadata_v2.db", writable=True):
-        assert (await asyncmig.migrate(worker)).notices == []
+        assert (await asyncmig.migrate(worker)).notes == []
 
 
 async def test_stages_of_a_rollback(worker: Path) -> None:

@@ -6,7 +6,9 @@ import anyio
 import pytest
 
 from asyncmig.migration.progress import Progress
+from asyncmig.migration.report import Outcome
 from asyncmig.migration.tail import run_tail
+from tests.caches import new_reporter
 
 pytestmark = pytest.mark.anyio
 
@@ -27,9 +29,10 @@ async def test_whoever_is_cancelled_already_does_not_begin_it() -> None:
         events.append("work")
 
     progress = Begun()
+    reporter = new_reporter("", Outcome.MIGRATED, progress=progress)
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await run_tail(work, progress)
+        await run_tail(work, reporter)
     assert scope.cancelled_caught
     assert (progress.begun, events) == (False, [])
 
@@ -44,6 +47,7 @@ async def test_whoever_is_cancelled_later_waits_for_its_end() -> None:
         return "result"
 
     progress = Begun()
+    reporter = new_reporter("", Outcome.MIGRATED, progress=progress)
     with anyio.CancelScope() as scope:
-        assert await run_tail(work, progress) == "result"
+        assert await run_tail(work, reporter) == "result"
     assert (progress.begun, events) == (True, ["work"])

@@ -140,7 +140,7 @@ def test_can_be_migrated(tmp_path: Path, records: int, bare: bool) -> None:
     made = synthesize(tmp_path, records=records, bare=bare)
     report = anyio.run(asyncmig.migrate, tmp_path)
     assert report.outcome is asyncmig.Outcome.MIGRATED
-    assert {notice.code for notice in report.notices} <= {"leftovers", "no-records"}
+    assert {note.code for note in report.notes} <= {"leftovers", "no-records"}
     assert not report.decisions
     assert report.counts.records == report.counts.leases_created + report.counts.holders == records
     assert report.counts.holders == made.holders

@@ -91,7 +91,7 @@ class LiveCrashes:
 
     def _migrate(self, stores: MemoryStores, backend: str) -> None:
         report = self._run("migrate", stores, backend=backend)
-        if "rollback-incomplete" in {notice.code for notice in report.notices}:
+        if "rollback-incomplete" in {note.code for note in report.notes}:
             self._roll_back(stores, backend)
             self._migrate(stores, backend)
 

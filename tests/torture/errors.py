@@ -237,11 +237,11 @@ def run(verb: str, worker: Path, backend: str, semantics: str) -> object:
     """Run a verb; what a reader would be told, times left out."""
     if verb == "verify":
         result = anyio.run(asyncmig.verify, worker, backend=backend)
-        return result.clean, result.findings, result.remarks, result.counts
+        return result.clean, result.findings, result.notes, result.counts
     options = Options(semantics=semantics)
     function: Callable[..., Any] = getattr(asyncmig, verb)
     report = anyio.run(function, worker, options, backend=backend)
-    return report.decisions, report.notices, report.counts, report.refused
+    return report.decisions, report.notes, report.counts, report.refused
 
 
 def is_refusal(answer: object, fault: Fault) -> bool:

@@ -202,7 +202,7 @@ def check_report(path: Path) -> None:
     assert all(byte in b"\n" or 32 <= byte < 127 for byte in raw)
     report = json.loads(raw)
     texts = [report.get("error", ""), report.get("refused") or ""]
-    texts += [entry["text"] for kind in ("decisions", "notices") for entry in report.get(kind, ())]
+    texts += [entry["text"] for kind in ("decisions", "notes") for entry in report.get(kind, ())]
     for text in texts:
         assert text.isprintable() or set(text) <= {"\n", *filter(str.isprintable, text)}, text
 

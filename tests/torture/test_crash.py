@@ -1,4 +1,4 @@
-"""The simulation of power cuts can fail: it notices when a sync is left out."""
+"""The simulation of power cuts can fail: it notes when a sync is left out."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ async def test_what_vanishes_while_the_migration_runs_is_told(fake: FakeContaine
 
     fake.before = vanish
     report = await asyncmig.migrate(worker, Options(address=str(fake.address)))
-    assert [notice.record for notice in report.notices if notice.code == "snapshot-vanished"] == ["d"]
+    assert [note.name for note in report.notes if note.code == "snapshot-vanished"] == ["d"]
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ async def test_a_blob_that_vanishes_before_the_database_is_published(
     with pytest.raises(IncompleteMigrationError, match=r"has vanished .*; somebody else has removed it"):
         await asyncmig.migrate(worker, options)
     report = await asyncmig.migrate(worker, options)
-    assert [notice.record for notice in report.notices if notice.code == "blob-missing"] == ["d"]
+    assert [note.name for note in report.notes if note.code == "blob-missing"] == ["d"]
 
 
 async def test_a_blob_that_is_missed_only_after_the_database_was_published(
@@ -226,12 +226,12 @@ async def test_a_blob_that_is_missed_only_after_the_database_was_published(
     """A rerun could not mend it, and would fail for ever; so it is told, and all the rest is done."""
     options = Options(address=str(fake.address))
     report = await asyncmig.migrate(worker, options)
-    vanished = [notice.text for notice in report.notices if notice.code == "blob-vanished"]
+    vanished = [note.text for note in report.notes if note.code == "blob-vanished"]
     assert len(vanished) == 1
     assert digest("blob d") in vanished[0]
     assert not [name for name, labels in labels_of(fake.state).items() if ROOT in labels]
     report = await asyncmig.migrate(worker, options)
-    assert (report.outcome, report.notices) == (Outcome.ALREADY_MIGRATED, [])
+    assert (report.outcome, report.notes) == (Outcome.ALREADY_MIGRATED, [])
 
 
 async def test_leaving_a_list_early_leaves_no_task_behind(fake: FakeContainerd) -> None:

@@ -1,0 +1,68 @@
+"""Undoing a migration, from the path of its cache to the report."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from asyncmig.bolt import Checkpoint
+from asyncmig.concurrency import in_thread
+from asyncmig.errors import AsyncmigError, StrPath, printable
+from asyncmig.layouts.detect import Layout, check_reachable
+from asyncmig.layouts.paths import exists
+from asyncmig.migration.journal import Journal, JournalFile, fingerprint
+from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.reporter import Reporter
+from asyncmig.migration.rollback import Rollback
+from asyncmig.runs.collector import few_full_collections
+from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
+from asyncmig.runs.options import Options
+
+_STAGES = (Stage.OPEN, Stage.RESTORE, Stage.WITHDRAW, Stage.UNPROTECT)
+
+
+async def rollback(path: StrPath, options: Options, progress: Progress | None) -> Report:
+    """See :func:`asyncmig.api.rollback`."""
+    options.check()
+    layout = await in_thread(find_cache, path, options)
+    report = new_report(path, options, layout)
+    reporter = Reporter(report, progress)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(few_full_collections())
+        journal = await in_thread(_journal_to_undo, layout)
+        report.semantics = journal.semantics
+        layout = as_noted(layout, journal, options)
+        await in_thread(lambda _: check_reachable(layout))
+        reporter.begin(*(_STAGES[:1] if options.dry_run else _STAGES))
+        opened = await open_cache(stack, layout, options, reporter, writable=not options.dry_run)
+        report.edited = opened.layout.edited
+        # Both databases, locked against an old daemon and a new one.
+        databases = await in_thread(lambda _: [place for place in (layout.v1, layout.v2) if exists(place)])
+        await stack.enter_async_context(open_databases(databases, exclusive=not options.dry_run))
+        journal = await in_thread(_journal_to_undo, layout)  # under the locks
+        undo = Rollback(journal, layout.v2, opened.stores, reporter)
+        await in_thread(undo.count)
+        if options.dry_run:
+            report.outcome = Outcome.WOULD_ROLL_BACK
+        else:
+            await undo.run()
+            report.outcome = Outcome.ROLLED_BACK
+    return report
+
+
+def _journal_to_undo(checkpoint: Checkpoint, layout: Layout) -> Journal:
+    """The journal, if the migration can be undone.  Raises :class:`AsyncmigError` with the reason if not."""
+    journal = JournalFile(layout.v2).read(checkpoint)
+    where = printable(layout.directory)
+    if journal is None:
+        raise AsyncmigError(
+            f"{where}: there is no metadata_v2.db.journal: asyncmig has not migrated this cache, or it is rolled back already"
+        )
+    if not exists(layout.v1):
+        raise AsyncmigError(f"{where}: metadata.db is gone, so there is nothing to go back to")
+    if exists(layout.v2) and fingerprint(layout.v2) != journal.v2:
+        raise AsyncmigError(
+            f"{where}: metadata_v2.db has changed since the migration: a newer daemon has worked with it, and the old labels "
+            "would not protect what it has made. There is no way back but a backup of everything"
+        )
+    return journal
