@@ -142,8 +142,9 @@ def test_json_progress_is_json(worker: Path) -> None:
 
 
 def test_plain_progress_names_the_stages(worker: Path) -> None:
-    assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[1:3] == [
+    assert run("migrate", worker, "--progress", "plain").stderr.splitlines()[1:4] == [
         "read: reading the records",
+        "read: 8 done",
         "resolve: looking up snapshots (8)",
     ]
 
@@ -219,7 +220,7 @@ def test_signals_in_the_tail_get_a_message_and_the_migration_completes(
     returned, out, err = interrupt(worker, "publish", "sync_directory", backend, number)
     assert returned == 0
     assert out.startswith("migrated")
-    assert err.count("can't stop here") == 1, "once is enough"
+    assert err.count("past the point of no return") == 1, "once is enough"
     assert dump_lines(worker / "metadata_v2.db")
 
 
