@@ -7,7 +7,7 @@ most of a second.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item", str, bytes)
@@ -27,22 +27,3 @@ def sorted_in_steps(items: list[Item]) -> Iterator[Item]:
     for part in parts:
         part.sort()
         yield from part
-
-
-def merge_sorted(left: Iterable[bytes], right: Iterable[bytes]) -> Iterator[bytes]:
-    """Two ascending sequences as one, an item that is in both only once."""
-    ones, others = iter(left), iter(right)
-    a, b = next(ones, None), next(others, None)
-    while a is not None and b is not None:
-        if a < b:
-            yield a
-            a = next(ones, None)
-        elif b < a:
-            yield b
-            b = next(others, None)
-        else:
-            b = next(others, None)
-    rest, first = (ones, a) if a is not None else (others, b)
-    if first is not None:
-        yield first
-        yield from rest

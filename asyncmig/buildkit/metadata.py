@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
 from types import TracebackType
 
 from asyncmig.bolt import BucketBuilder, BucketValue, Checkpoint, Db, PageFile, Walker, build_file, rebuild, verify_pages
@@ -21,7 +23,7 @@ from asyncmig.buildkit.gojson import GoJSONError
 from asyncmig.buildkit.keys import BLOB_CHAIN_INDEX, CHAIN_INDEX, EXTERNAL, INDEX, MAIN
 from asyncmig.buildkit.record import Changes, Indexed, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError, StrPath
-from asyncmig.sorting import merge_sorted, sorted_in_steps
+from asyncmig.sorting import sorted_in_steps
 
 Progress = Callable[[int], None]
 """Called with the number of records dealt with since the last call."""
@@ -269,7 +271,7 @@ class MetadataDb:
                         kept[key] = value
                 yield key
 
-        for key in merge_sorted(old_keys(), index.in_order()):
+        for key, _ in groupby(merge(old_keys(), index.in_order())):  # a key may be in both
             builder.put(key, kept.pop(key, b""))
 
     def _check_plain(self, key: bytes, value: bytes) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 
 import click
 
@@ -54,18 +55,39 @@ def write_report(path: str | None, content: dict[str, object]) -> None:
     if path is None:
         return
     try:
-        with open(path, "w", encoding="utf-8", opener=_to_write) as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+        _replace(path, content)
     except (OSError, MemoryError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or described(error)
         with contextlib.suppress(OSError, MemoryError):
             click.echo(f"asyncmig: warning: no report: {printable(path)}: {reason}", err=True)
 
 
-def _to_write(path: str, flags: int) -> int:
-    """What was looked at before may have become a link, or a pipe that nobody reads, if the directory is everybody's."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+def _replace(path: str, content: dict[str, object]) -> None:
+    """Written beside and renamed: whoever reads the report meanwhile, or after a full disk, sees a whole one.
+
+    Nothing is followed that may have been put there since it was looked at: the name is new, and rename replaces a link itself.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fchmod(fd, 0o666 & ~_umask())
+            os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """It can be read only by setting it; no other thread makes files when a command writes its report."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def failure(error: Exception) -> dict[str, object]:

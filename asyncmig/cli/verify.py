@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import click
+from rich.filesize import decimal as size_text
 
 import asyncmig
 from asyncmig.audit.findings import Finding, Verification
@@ -73,8 +74,8 @@ def _facts(result: Verification) -> Iterator[tuple[str, str]]:
     yield (
         "blobs",
         (
-            f"{counts.owned_blobs} of records ({_size(counts.owned_bytes)}), "
-            f"{counts.unowned_blobs} others ({_size(counts.unowned_bytes)})"
+            f"{counts.owned_blobs} of records ({size_text(counts.owned_bytes)}), "
+            f"{counts.unowned_blobs} others ({size_text(counts.unowned_bytes)})"
         ),
     )
     yield "leases", str(counts.leases)
@@ -93,11 +94,3 @@ def _print_findings(prefix: str, findings: Sequence[Finding | Note]) -> None:
             say(f"    {printable(finding.name)}: {finding.text}")
         if len(same) > _MOST:
             say(f"    and {len(same) - _MOST} more (--json has all)")
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+from rich.filesize import decimal as size_text
+
 from asyncmig.cli.output import say
 from asyncmig.errors import printable
 from asyncmig.migration.decisions import Action
@@ -119,4 +121,4 @@ def _plan(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _room(report: Report) -> str:
-    return " and ".join(f"{size / 1e6:,.1f} MB at {printable(path)}" for path, size in report.bytes_needed.items())
+    return " and ".join(f"{size_text(size)} at {printable(path)}" for path, size in report.bytes_needed.items())

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from rich.filesize import decimal as size_text
+
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.errors import StoreError, printable
@@ -42,8 +44,8 @@ def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise StoreError(
-                f"{printable(path)}: the migration needs up to {_megabytes(size)} of free space on this file system, "
-                f"and there are {_megabytes(free)}"
+                f"{printable(path)}: the migration needs up to {size_text(size)} of free space on this file system, "
+                f"and there are {size_text(free)}"
             )
 
 
@@ -52,10 +54,6 @@ def _call(function: Callable[[str], Result], path: str) -> Result:
         return function(path)
     except OSError as error:
         raise StoreError(f"{printable(path)}: cannot look how much space there is: {error.strerror}") from error
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, reporter: Reporter[Report]) -> None:

@@ -15,7 +15,7 @@ from asyncmig.buildkit.gojson import GoJSONError, decode
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.errors import CorruptDatabaseError, RecordError
-from asyncmig.sorting import merge_sorted, sorted_in_steps
+from asyncmig.sorting import sorted_in_steps
 from tests.buildkit.test_gojson import VALUES
 from tests.caches import V1Cache, digest, sample_cache, value
 from tests.states import dump_lines
@@ -181,9 +181,3 @@ def test_a_bucket_in_the_index_is_refused(path: Path, tmp_path: Path) -> None:
 def test_sorting_in_steps(count: int) -> None:
     items = [digest(str(i)).encode() for i in range(count)]
     assert list(sorted_in_steps(items)) == sorted(items)
-
-
-def test_merging() -> None:
-    assert list(merge_sorted([b"a", b"c", b"d"], [b"b", b"c", b"e", b"f"])) == [b"a", b"b", b"c", b"d", b"e", b"f"]
-    assert list(merge_sorted([], [b"a"])) == [b"a"]
-    assert list(merge_sorted([b"a"], [])) == [b"a"]

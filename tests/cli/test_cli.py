@@ -77,6 +77,22 @@ def test_report(worker: Path, tmp_path: Path) -> None:
     assert set(report["seconds"]) >= {"read", "build", "protect", "publish"}
 
 
+def test_a_report_is_whole_or_not_there(worker: Path, tmp_path: Path) -> None:
+    """An earlier report stays as it is until the new one is complete."""
+    report = tmp_path / "r.json"
+    assert run("migrate", worker, "--dry-run", "--report", report).returncode == 0
+    before = report.stat().st_ino
+    assert run("migrate", worker, "--report", report).returncode == 0
+    assert (report.stat().st_ino != before, report.stat().st_mode & 0o777) == (True, 0o666 & ~current_umask())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "runc-overlayfs"]
+
+
+def current_umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def test_report_of_a_failure(worker: Path, tmp_path: Path) -> None:
     (worker / "metadata.db").write_bytes(b"A" * 8192)
     done = run("migrate", worker, "--report", tmp_path / "r.json")
