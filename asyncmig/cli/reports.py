@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -63,10 +64,7 @@ def write_report(path: str | None, content: dict[str, object]) -> None:
 
 
 def _replace(path: str, content: dict[str, object]) -> None:
-    """Written beside and renamed: whoever reads the report meanwhile, or after a full disk, sees a whole one.
-
-    Nothing is followed that may have been put there since it was looked at: the name is new, and rename replaces a link itself.
-    """
+    """Written beside and renamed: whoever reads the report meanwhile, or after a full disk, sees a whole one."""
     directory, name = os.path.split(os.path.abspath(path))
     fd, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
     try:
@@ -76,6 +74,8 @@ def _replace(path: str, content: dict[str, object]) -> None:
             file.flush()
             os.fchmod(fd, 0o666 & ~_umask())
             os.fsync(fd)
+        if os.path.lexists(path) and (os.path.islink(path) or not _is_report(path)):
+            raise FileExistsError(errno.EEXIST, "something that is not a report has been put there meanwhile")
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

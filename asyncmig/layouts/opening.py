@@ -14,7 +14,7 @@ from asyncmig.bolt.files import close
 from asyncmig.bolt.lock import lock
 from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import LayoutError, printable
-from asyncmig.layouts.detect import DEFAULT_SNAPSHOTTER, Layout
+from asyncmig.layouts.layout import DEFAULT_SNAPSHOTTER, Layout
 from asyncmig.layouts.trust import check_links, check_owners
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
@@ -130,7 +130,7 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
             settled.snapshotter,
             progress,
             content_directory=settled.content_directory,
-            shared=settled.containerd_root is not None,
+            shared=settled.is_shared,
         )
         yield OpenStores(settled, stores, files.growth, notes=tuple(files.notes()))
     finally:

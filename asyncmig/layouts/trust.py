@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 
 from asyncmig.errors import LayoutError, UntrustedError, printable
-from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.layout import Layout
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -37,9 +37,8 @@ def check_links(layout: Layout) -> None:
         if status is not None and stat.S_ISDIR(status.st_mode):
             raise UntrustedError(f"{printable(temporary)}: a directory, where a file is to be written; move it away")
     if not layout.address:
-        root = layout.containerd_root or layout.directory
         for algorithm in ("sha256", "sha384", "sha512"):
-            _check_way(root, os.path.join(layout.content_directory, "blobs", algorithm))
+            _check_way(layout.root, os.path.join(layout.content_directory, "blobs", algorithm))
     for lock in layout.daemon_locks:
         status = _look(lock)
         if status is not None:
@@ -68,11 +67,8 @@ def _files(layout: Layout) -> Iterator[tuple[str, str]]:
     """Everything that is opened, each with the directory out of which no link may lead."""
     for path in (layout.v1, layout.v2, layout.journal):
         yield layout.directory, path
-    if not layout.address:
-        root = layout.containerd_root or layout.directory
-        yield root, layout.containerd_metadata
-        if layout.snapshotter or layout.containerd_root is None:
-            yield root, layout.snapshotter_metadata
+    for path in layout.edited:
+        yield layout.root, path
 
 
 def _written(layout: Layout) -> Iterator[str]:

@@ -8,7 +8,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, DatabaseLockedError, printable
-from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import open_stores
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, fingerprint

@@ -12,7 +12,8 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import StrPath
-from asyncmig.layouts.detect import Layout, find_layout
+from asyncmig.layouts.detect import find_layout
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import OpenStores, open_stores
 from asyncmig.layouts.trust import check_links
 from asyncmig.migration.journal import Journal

@@ -10,7 +10,7 @@ from asyncmig.buildkit.keys import MAIN
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import DropLimitError, LayoutError, StoreError, StrPath, printable
-from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import OpenStores
 from asyncmig.layouts.paths import exists
 from asyncmig.layouts.trust import check_owners

@@ -11,7 +11,7 @@ from rich.filesize import decimal as size_text
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.errors import StoreError, printable
-from asyncmig.layouts.detect import Layout
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import OpenStores
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.report import Report

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, StrPath, printable
-from asyncmig.layouts.detect import Layout, check_reachable
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.progress import Progress, Stage
@@ -32,7 +32,7 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
         journal = await in_thread(_journal_to_undo, layout)
         report.semantics = journal.semantics
         layout = as_noted(layout, journal, options)
-        await in_thread(lambda _: check_reachable(layout))
+        await in_thread(lambda _: layout.check_reachable())
         reporter.begin(*(_STAGES[:1] if options.dry_run else _STAGES))
         opened = await open_cache(stack, layout, options, reporter, writable=not options.dry_run)
         report.edited = opened.layout.edited

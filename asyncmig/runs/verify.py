@@ -9,7 +9,7 @@ from asyncmig.audit.findings import Verification
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import LayoutError, StrPath, printable
-from asyncmig.layouts.detect import Layout, check_reachable
+from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.progress import Progress, Stage
@@ -42,5 +42,5 @@ def _find_v2(checkpoint: Checkpoint, path: StrPath, options: Options) -> Layout:
     journal = JournalFile(layout.v2).read(checkpoint)
     if journal is not None:
         layout = as_noted(layout, journal, options)
-    check_reachable(layout)
+    layout.check_reachable()
     return layout

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -21,6 +20,7 @@ import asyncmig
 from asyncmig import Options, Outcome, UntrustedError
 from asyncmig.bolt import Db
 from asyncmig.errors import DatabaseError, LayoutError
+from asyncmig.layouts.containerd import ContainerdLayout
 from asyncmig.layouts.detect import find_layout
 from asyncmig.layouts.trust import check_owners
 from asyncmig.migration.journal import JournalFile, fingerprint
@@ -419,7 +419,7 @@ async def test_a_running_containerd_sees_to_its_own_files(worker: Path) -> None:
     layout = find_layout(worker)
     with pytest.raises(UntrustedError):
         check_owners(layout)
-    check_owners(replace(layout, address="/run/containerd/containerd.sock"))
+    check_owners(ContainerdLayout(directory=layout.directory, namespace="buildkit", address="/run/containerd/containerd.sock"))
 
 
 @pytest.mark.usefixtures("as_root")
