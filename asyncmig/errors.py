@@ -190,3 +190,16 @@ def described(error: BaseException) -> str:
 def printable(text: str) -> str:
     """``text`` with everything escaped that a terminal could take for a command, or that is no valid character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """``count`` things: "1 record", "2,000 records"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(*counts: tuple[int, str], none: str = "nothing") -> str:
+    """Counts of things in one phrase, without those of which there are none: "2 snapshots, 3 blobs and 1 stale view"."""
+    parts = [counted(count, noun) for count, noun in counts if count]
+    if not parts:
+        return none
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]

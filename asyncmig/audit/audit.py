@@ -56,7 +56,7 @@ def _check_place(checkpoint: Checkpoint, state: CacheState, database: MetadataDb
     checkpoint()
     if len(wanted) > 1 and not any(name in state.snapshots for name in wanted):
         raise LayoutError(
-            f"{printable(database.path)}: none of {len(wanted)} records has its snapshot in snapshotter "
+            f"{printable(database.path)}: none of {len(wanted):,} records has its snapshot in snapshotter "
             f"{printable(state.snapshotter)}; check that snapshotter and namespace are those of this cache"
         )
 

@@ -59,7 +59,9 @@ def _report_cycle(findings: Findings, way: list[V2Record], name: str, loadable: 
     start = next(i for i, link in enumerate(way) if link.id == name)
     for link in way[start:]:
         if link.id not in loadable:
-            findings.add(FindingCode.PARENT_CYCLE, link.id, "it is its own ancestor, or owns its own data")
+            findings.add(
+                FindingCode.PARENT_CYCLE, link.id, "it is its own ancestor, or names itself as the record that holds its data"
+            )
             loadable[link.id] = False
 
 
@@ -71,7 +73,7 @@ def _needed(state: CacheState, record: V2Record) -> list[str]:
 
 def _is_loadable(state: CacheState, findings: Findings, record: V2Record, loadable: dict[str, bool]) -> bool:
     if record.deleted:
-        findings.add(FindingCode.MARKED_DELETED, record.id, "it is marked deleted; BuildKit removes it when it starts")
+        findings.add(FindingCode.MARKED_DELETED, record.id, "it is marked as deleted; BuildKit removes it when it starts")
         return False
     missing = [name for name in record.all_parents if name not in state.by_id]
     if missing:
@@ -85,7 +87,9 @@ def _is_loadable(state: CacheState, findings: Findings, record: V2Record, loadab
     if record.is_holder:
         return _is_loadable_holder(state, findings, record)
     if not record.committed and record.id not in state.snapshots:
-        findings.add(FindingCode.SNAPSHOT_MISSING, record.id, "it is mutable, and has no snapshot; BuildKit removes it")
+        findings.add(
+            FindingCode.SNAPSHOT_MISSING, record.id, "it is mutable but has no snapshot; BuildKit removes it when it starts"
+        )
         return False
     return True
 
@@ -93,7 +97,7 @@ def _is_loadable(state: CacheState, findings: Findings, record: V2Record, loadab
 def _is_loadable_holder(state: CacheState, findings: Findings, record: V2Record) -> bool:
     if record.equal_mutable in state.by_id:
         return True
-    owner = f"record {printable(record.equal_mutable)}, which owns its data, does not exist"
+    owner = f"the record that holds its data, {printable(record.equal_mutable)}, does not exist"
     if record.snapshot in state.snapshots:
         findings.note(NoteCode.HOLDER_FINALISED, record.id, f"{owner}, but it has a snapshot of its own")
         return True
@@ -144,12 +148,16 @@ def _compare_chain(findings: Findings, record: V2Record, expected: tuple[str, st
         return
     if not all(ids):
         which = "blobChainID" if record.chain_id else "chainID"
-        findings.add(FindingCode.CHAIN_HALF, record.id, f"it has no cache.{which}, but the other one")
+        findings.add(FindingCode.CHAIN_HALF, record.id, f"it has only one of the two chain IDs: cache.{which} is missing")
     elif expected is None:
-        findings.add(FindingCode.CHAIN_BOGUS, record.id, "it has chain IDs, but it or a layer below has no blob or no diffID")
+        findings.add(
+            FindingCode.CHAIN_BOGUS, record.id, "it has chain IDs, but it or a layer below it has no blob or no diffID"
+        )
     elif ids != expected:
         findings.add(
-            FindingCode.CHAIN_WRONG, record.id, f"its chain IDs are not what its layers make: {expected[0]}, {expected[1]}"
+            FindingCode.CHAIN_WRONG,
+            record.id,
+            f"its chain IDs don't fit its layers; they should be {expected[0]} and {expected[1]}",
         )
 
 
@@ -167,7 +175,9 @@ def check_index(checkpoint: Checkpoint, state: CacheState, entries: Iterable[byt
         _check_entry(state, findings, key)
     for key, name in wanted.items():
         findings.add(
-            FindingCode.INDEX_MISSING, name, f"the index has no entry {printable(to_text(key))}, though a value names it"
+            FindingCode.INDEX_MISSING,
+            name,
+            f"the index lacks the entry {printable(to_text(key))}, which a value of the record names",
         )
 
 
@@ -176,9 +186,15 @@ def _check_entry(state: CacheState, findings: Findings, key: bytes) -> None:
     index, separator, name = text.rpartition("::")
     if not separator:
         findings.add(
-            FindingCode.INDEX_ENDLESS, text, 'this entry of the index has no "::"; newer BuildKits loop over it for ever'
+            FindingCode.INDEX_ENDLESS,
+            text,
+            'this entry of the index has no "::"; newer versions of BuildKit loop over it for ever',
         )
     elif name not in state.by_id:
-        findings.add(FindingCode.INDEX_STALE, name, f"the index names it under {printable(index)}, but it does not exist")
+        findings.add(
+            FindingCode.INDEX_STALE, name, f"the index names this record under {printable(index)}, but it does not exist"
+        )
     elif index.startswith((CHAIN_INDEX, BLOB_CHAIN_INDEX)) and index not in state.by_id[name].indexes:
-        findings.add(FindingCode.INDEX_STALE, name, f"the index names it under {printable(index)}, which is not its chain ID")
+        findings.add(
+            FindingCode.INDEX_STALE, name, f"the index names this record under {printable(index)}, which is not its chain ID"
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from rich.filesize import decimal as size_text
+
 from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.audit.state import CacheState, Findings
 from asyncmig.bolt import Checkpoint
@@ -45,7 +47,7 @@ def _check_parent(state: CacheState, findings: Findings, record: V2Record, actua
         return  # reported otherwise, or without a snapshot that could be told
     expected = parent.snapshot if parent else ""
     if actual != expected:
-        text = f"its snapshot is built on {printable(actual) or 'nothing'}, its parent's is {printable(expected) or 'none'}"
+        text = f"the parent of its snapshot is {printable(actual) or 'none'}, but should be {printable(expected) or 'none'}"
         findings.add(FindingCode.PARENT_MISMATCH, record.id, text)
 
 
@@ -68,9 +70,7 @@ def check_leases(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
 
 def _check_surplus(state: CacheState, findings: Findings, record: V2Record, lease: Lease | None) -> None:
     if lease is not None and _snapshot(state, record) in lease.resources and record.snapshot not in state.snapshots:
-        text = (
-            "it is not finalised, and its lease holds a snapshot that does not exist; if it never is, nobody deletes the lease"
-        )
+        text = "it is not finalised, and its lease holds a snapshot that does not exist; nobody ever deletes the lease"
         findings.add(FindingCode.LEASE_SURPLUS, record.id, text)
 
 
@@ -79,7 +79,7 @@ def _check_lease(state: CacheState, findings: Findings, record: V2Record, lease:
     if not needed:
         return
     if lease is None:
-        findings.add(FindingCode.LEASE_MISSING, record.id, "it has no lease; the next garbage collection takes its data")
+        findings.add(FindingCode.LEASE_MISSING, record.id, "it has no lease; the next garbage collection removes its data")
         return
     if is_expired(lease, now):
         findings.add(FindingCode.LEASE_EXPIRED, record.id, f"its lease has expired ({EXPIRE}); containerd removes it")
@@ -87,7 +87,7 @@ def _check_lease(state: CacheState, findings: Findings, record: V2Record, lease:
     if lacking:
         names = ", ".join(printable(f"{resource.type} {resource.id}") for resource in lacking)
         findings.add(
-            FindingCode.LEASE_INCOMPLETE, record.id, f"its lease lacks {names}; the next garbage collection takes that"
+            FindingCode.LEASE_INCOMPLETE, record.id, f"its lease lacks {names}; the next garbage collection removes that"
         )
     if FLAT not in lease.labels:
         findings.note(NoteCode.LEASE_NOT_FLAT, record.id, f"its lease has no label {FLAT}, so it protects more than it must")
@@ -110,10 +110,10 @@ def _snapshot(state: CacheState, record: V2Record) -> Resource:
 def _check_foreign(state: CacheState, findings: Findings, lease: Lease) -> None:
     if _is_of_buildkit(state, lease):
         return
-    text = "the lease has no record"
+    text = "this lease belongs to no record"
     is_of_a_record = FLAT in lease.labels and EXPIRE not in lease.labels
     if is_of_a_record and not state.is_shared:
-        findings.add(FindingCode.LEASE_WITHOUT_RECORD, lease.id, f"{text}; nobody ever deletes it, or what it holds")
+        findings.add(FindingCode.LEASE_WITHOUT_RECORD, lease.id, f"{text}; nobody ever deletes it, nor what it holds")
     else:
         findings.note(NoteCode.LEASE_WITHOUT_RECORD, lease.id, text)
 
@@ -139,11 +139,11 @@ def check_blobs(checkpoint: Checkpoint, state: CacheState, findings: Findings) -
 
 def _check_description(findings: Findings, record: V2Record) -> None:
     if not is_digest(record.blob):
-        findings.add(FindingCode.BLOB_MALFORMED, record.id, f"its blob {printable(record.blob)} is no digest")
+        findings.add(FindingCode.BLOB_MALFORMED, record.id, f"its blob {printable(record.blob)} is not a digest")
     if not record.diff_id:
         findings.add(FindingCode.DIFFID_MISSING, record.id, "it has a blob but no diffID")
     if record.blob_size < 0:
-        text = "the size of its blob is not recorded; exporting or pushing it fails, or writes a manifest with size -1"
+        text = "it does not record the size of its blob; to export or push it fails, or writes a manifest with size -1"
         findings.add(FindingCode.SIZE_MISSING, record.id, text)
 
 
@@ -154,11 +154,11 @@ def _check_blob(state: CacheState, findings: Findings, record: V2Record) -> None
         return
     head = state.heads.get(record.blob)
     if head is None:
-        text = f"the data of its blob {record.blob} is missing, or is not as long as the content store has it"
+        text = f"the data of its blob {record.blob} is missing, or has another length than the content store says"
         findings.add(FindingCode.BLOB_DATA_MISSING, record.id, text)
         return
     if 0 <= record.blob_size != found.size:
-        text = f"the size of its blob is recorded as {record.blob_size}, and is {found.size} bytes"
+        text = f"it records {record.blob_size} bytes as the size of its blob, which has {found.size}"
         findings.add(FindingCode.SIZE_WRONG, record.id, text)
     _check_media_type(findings, record, head)
 
@@ -168,10 +168,10 @@ def _check_media_type(findings: Findings, record: V2Record, head: bytes) -> None
         return  # BuildKit since v0.10 tells it from the blob
     said, actual = compression_of(record.media_type), media_type_of(head)
     if said is None:
-        text = f"its media type {printable(record.media_type)} is not one that is known for layers"
+        text = f"its media type {printable(record.media_type)} is unknown for layers"
         findings.note(NoteCode.MEDIA_TYPE_UNKNOWN, record.id, text)
     elif said is not compression_of(actual):
-        text = f"its media type is {printable(record.media_type)}, its blob begins as {actual}"
+        text = f"its media type is {printable(record.media_type)}, but its blob begins like {actual}"
         findings.add(FindingCode.MEDIA_TYPE_WRONG, record.id, text)
 
 
@@ -188,10 +188,10 @@ def check_labels(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
     ):
         for name, root in stepping(checkpoint, infos.items()):
             if root is not None and name in owned:
-                text = f"this {kind} belongs to a record and carries v1's label {GC_ROOT}; it is never collected"
+                text = f"this {kind} of a record still carries v1's label {GC_ROOT}; it is never collected"
                 findings.add(FindingCode.LABEL_LEFT, name, text)
             elif root is not None:
-                text = f"this {kind} belongs to no record and carries v1's label {GC_ROOT}; it is never collected"
+                text = f"this {kind} belongs to no record but still carries v1's label {GC_ROOT}; it is never collected"
                 findings.note(NoteCode.LABEL_WITHOUT_RECORD, name, text)
 
 
@@ -205,11 +205,15 @@ def note_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
     needed = _with_ancestors(checkpoint, state, kept)
     for name in stepping(checkpoint, state.snapshots):
         if name not in needed:
-            findings.note(NoteCode.SNAPSHOT_UNOWNED, name, "nothing keeps this snapshot")
+            findings.note(NoteCode.SNAPSHOT_UNOWNED, name, "unreferenced; the next garbage collection removes it")
     blobs = {record.blob for record in state.records} | {resource.id for resource in held if resource.type == "content"}
     for name, blob in stepping(checkpoint, state.blobs.items()):
         if name not in blobs and blob.root is None:
-            findings.note(NoteCode.BLOB_UNOWNED, name, f"nothing that is known keeps this blob of {blob.size} bytes")
+            findings.note(
+                NoteCode.BLOB_UNOWNED,
+                name,
+                f"unreferenced as far as is known ({size_text(blob.size)}); the next garbage collection removes it",
+            )
 
 
 def _with_ancestors(checkpoint: Checkpoint, state: CacheState, names: set[str]) -> set[str]:

@@ -10,20 +10,21 @@ from asyncmig.bolt import Db, dump
 from asyncmig.bolt import check as check_file
 from asyncmig.bolt.check import CheckResult
 from asyncmig.cli.output import binary_output, say, writing_output
+from asyncmig.errors import counted
 
 
-@click.group()
+@click.group(short_help="Look into bolt databases.")
 def db() -> None:
-    """Look into a bolt database: metadata.db, containerdmeta.db, meta.db and the like."""
+    """Look into a bolt database, such as metadata.db, containerdmeta.db or meta.db."""
 
 
-@db.command()
+@db.command(short_help="Check a bolt database.")
 @click.argument("file", type=click.Path())
 def check(file: str) -> int:
-    """Check FILE from end to end; exit code 1 if it is damaged.
+    """Check FILE from end to end.  The exit code is 1 if it is damaged.
 
-    Reports everything that bbolt's own check does, and the bounds, orders and inline buckets that it takes on trust.  It
-    knows nothing of what is stored in the file: records, snapshots or leases that make no sense are no damage.
+    Finds all that bbolt's own check finds, and also checks bounds, the order of keys, and inline buckets.  It looks at the
+    file format only: it does not notice records, snapshots or leases that make no sense.
     """
     result = check_file(file)
     with writing_output():
@@ -32,7 +33,7 @@ def check(file: str) -> int:
         return 0
     more = " and more" if result.truncated else ""
     with contextlib.suppress(OSError):  # the exit code says it, too
-        click.echo(f"damaged: {len(result.findings)} finding{'s' if len(result.findings) > 1 else ''}{more}", err=True)
+        click.echo(f"damaged: {counted(len(result.findings), 'finding')}{more}", err=True)
     return 1
 
 
@@ -48,7 +49,7 @@ def _print_result(result: CheckResult) -> None:
         )
 
 
-@db.command("dump")
+@db.command("dump", short_help="Print a bolt database as JSON lines.")
 @click.argument("file", type=click.Path())
 def dump_command(file: str) -> None:
     """Print FILE as JSON lines, depth first in key order.

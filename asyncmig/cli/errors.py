@@ -6,7 +6,7 @@ import signal
 
 
 class Interrupted(Exception):
-    """A signal ended the command before it changed anything."""
+    """A signal has ended the command before it changed anything."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(f"{received.name}: stopped, nothing was changed")

@@ -29,11 +29,11 @@ EXIT_OUTPUT = os.EX_IOERR
 _EPILOG = """\b
 Exit codes:
   0    done, or nothing to do
-  1    failed, nothing was changed (plan: the migration would refuse; db check: the file is damaged)
+  1    failed, nothing was changed (plan: the migration would refuse to begin; db check: the file is damaged)
   2    wrong usage
-  3    verify: something is wrong with the cache
-  4    failed half-way, with nothing lost by it: run it again to complete the migration, or rollback
-  74   plan --json, verify, db check, db dump: the result could not be written to standard output
+  3    verify has findings
+  4    failed half-way, nothing is lost: run the command again to complete it
+  74   the result could not be written to standard output (plan --json, verify, db check, db dump)
   130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """
 
@@ -72,9 +72,9 @@ def _imported(name: str) -> click.Command:
 @click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="asyncmig")
 def cli() -> None:
-    """Migrate BuildKit v1 build caches (metadata.db) in place to v2.
+    """Migrate BuildKit v1 build caches (metadata.db) to v2, in place.
 
-    Stop the daemon that uses the cache first.
+    First stop the daemon that uses the cache.
     """
 
 

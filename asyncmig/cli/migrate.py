@@ -23,44 +23,46 @@ from asyncmig.migration.report import Report
 EXIT_REFUSED = 1
 
 
-@click.command()
+@click.command(short_help="Migrate a v1 cache in place.")
 @cache_options
 @semantics_options
-@click.option("--dry-run", is_flag=True, help="Compute everything, change nothing; 'asyncmig plan' shows more.")
+@click.option("--dry-run", is_flag=True, help="Compute everything, change nothing.  'asyncmig plan' shows more.")
 @report_option
 @running_options
 def migrate(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:
     """Migrate the v1 cache at PATH in place.
 
-    PATH is a worker directory (runc-overlayfs) or a BuildKit root that holds one (usually /var/lib/buildkit).  buildkitd
-    must be stopped.  metadata.db is never written; metadata_v2.db appears beside it, and metadata_v2.db.journal, which
-    'asyncmig rollback' needs.  A cache that is migrated already is left alone, and an interrupted run is completed by the
-    next one.
+    PATH is a worker directory (runc-overlayfs) or the BuildKit root that holds it (usually /var/lib/buildkit).  Stop
+    buildkitd first.
 
-    The stores of a worker directory containerd-<snapshotter> are in a containerd, which may go on running (--address), or be
+    The migration never writes metadata.db.  It creates metadata_v2.db beside it, and metadata_v2.db.journal, which
+    'asyncmig rollback' needs.  It leaves a cache alone that is migrated already.  If a run is interrupted, the next one
+    completes it.
+
+    The stores of a worker directory containerd-<snapshotter> are in a containerd.  It may go on running (--address), or be
     stopped (--containerd-root).
     """
     return _run(asyncmig.migrate, path, report, progress, backend, options)
 
 
-@click.command()
+@click.command(short_help="Show what migrate would do.")
 @cache_options
 @semantics_options
-@click.option("--json", "as_json", is_flag=True, help="Print every change as a JSON object a line, and the report last.")
+@click.option("--json", "as_json", is_flag=True, help="Print each change as a line of JSON, and the report last.")
 @report_option
 @running_options
 def plan(path: str, as_json: bool, report: str | None, progress: str, backend: str, **options: Any) -> int:
-    """Show what 'migrate' with the same options would do to the cache at PATH; change nothing.
+    """Show what 'migrate' with the same options would do to the cache at PATH.  Change nothing.
 
-    Everything is computed that is computed before a migration changes something.  Exit code 1 if the migration would refuse
-    to begin.
+    It computes all that a migration computes before its first change.  The exit code is 1 if the migration would refuse to
+    begin.
 
     \b
-    With --json, a line is one of
-    {"change": "record", "record", "old", "new"}       values by key that differ; old null: made, new null: dropped
-    {"change": "index", "key", "added"}                an entry of the index that is added, or removed
-    {"change": "lease", "lease", "new", "labels", "resources"}    what a new lease, or one that is there, gets
-    {"change": "label", "kind", "name", "label", "value"}         a label that is removed from a snapshot or blob
+    With --json, each line is one of these:
+    {"change": "record", "record", "old", "new"}       values that differ, by key; old null: created, new null: dropped
+    {"change": "index", "key", "added"}                an entry of the index, added or removed
+    {"change": "lease", "lease", "new", "labels", "resources"}    what a lease gets, new or existing
+    {"change": "label", "kind", "name", "label", "value"}         a label that a snapshot or blob loses
     {"report": ...}                                    last: counts, decisions, notes, time and space needed
     """
     if not as_json:
@@ -72,16 +74,17 @@ def plan(path: str, as_json: bool, report: str | None, progress: str, backend: s
     return EXIT_REFUSED if result.refused else 0
 
 
-@click.command()
+@click.command(short_help="Undo a migration.")
 @cache_options
-@click.option("--dry-run", is_flag=True, help="Tell whether and what, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show whether it can be undone and what would change.  Change nothing.")
 @report_option
 @running_options
 def rollback(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:
-    """Undo the migration of the cache at PATH, while no newer daemon has worked with it.
+    """Undo the migration of the cache at PATH, as long as no newer daemon has worked with it.
 
-    The labels come back, the leases that asyncmig has made go, and metadata_v2.db becomes metadata_v2.db.rolled-back.  All
-    this is known from metadata_v2.db.journal.  Refused if metadata_v2.db has changed since the migration.
+    Restores the labels, deletes the leases that asyncmig created, and renames metadata_v2.db to
+    metadata_v2.db.rolled-back.  It reads from metadata_v2.db.journal what to undo.  It refuses if metadata_v2.db has changed
+    since the migration.
     """
     return _run(asyncmig.rollback, path, report, progress, backend, options)
 

@@ -33,7 +33,7 @@ def running_options(command: Command) -> Command:
 
 def report_option(command: Command) -> Command:
     """Where the report goes: ``report``."""
-    option = click.option("--report", type=click.Path(), metavar="FILE", help="Write a report in JSON.")
+    option = click.option("--report", type=click.Path(), metavar="FILE", help="Also write a report to FILE, in JSON.")
     return option(command)
 
 
@@ -52,21 +52,24 @@ def _decorated(command: Command, *decorators: Callable[[Any], Any]) -> Command:
 
 _CACHE = (
     click.argument("path", type=click.Path()),
-    click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="Kind of cache."),
-    click.option("--snapshotter", metavar="NAME", help="Told from the directory's name if not given."),
+    click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="The kind of cache."),
+    click.option("--snapshotter", metavar="NAME", help="Name of the snapshotter.  Default: derived from the directory name."),
     click.option(
         "--namespace",
         metavar="NS",
-        help="containerd's namespace.  [default: $CONTAINERD_NAMESPACE for a containerd, or buildkit]",
+        help="Namespace in containerd.  [default: $CONTAINERD_NAMESPACE if the stores are in a containerd, or buildkit]",
     ),
     click.option(
         "--address",
         metavar="SOCKET",
-        help="Socket of the running containerd that has the stores.  [default: $CONTAINERD_ADDRESS, or "
+        help="Socket of the running containerd that holds the stores.  [default: $CONTAINERD_ADDRESS, or "
         "/run/containerd/containerd.sock]",
     ),
     click.option(
-        "--containerd-root", type=click.Path(), metavar="DIR", help="Root of a stopped containerd that has the stores."
+        "--containerd-root",
+        type=click.Path(),
+        metavar="DIR",
+        help="Root directory of a stopped containerd that holds the stores.",
     ),
     click.option(
         "--concurrency",
@@ -74,7 +77,7 @@ _CACHE = (
         default=16,
         show_default=True,
         metavar="N",
-        help="Calls at a time to a running containerd.",
+        help="Make at most N calls at a time to a running containerd.",
     ),
     click.option(
         "--timeout",
@@ -82,7 +85,7 @@ _CACHE = (
         default=120,
         show_default=True,
         metavar="SECONDS",
-        help="How long to wait for a running containerd that has gone or does not answer.",
+        help="Wait so long for a running containerd that has gone away or does not answer.",
     ),
 )
 
@@ -92,14 +95,14 @@ _SEMANTICS = (
         type=click.Choice(sorted(SEMANTICS)),
         default=DEFAULT.name,
         show_default=True,
-        help="What to write: upstream's result without its defects, or exactly that.",
+        help="What to write: exactly what BuildKit's own migration wrote (upstream), or that without its defects (hardened).",
     ),
     click.option(
         "--on-broken",
         type=click.Choice([choice.value for choice in OnBroken]),
         default=OnBroken.REPAIR.value,
         show_default=True,
-        help="What to do about broken records.  Only for hardened semantics, as the next two.",
+        help="What to do about broken records.  This option and the next two need --semantics hardened.",
     ),
     click.option(
         "--max-dropped",
@@ -107,17 +110,29 @@ _SEMANTICS = (
         default=5,
         show_default=True,
         metavar="PERCENT",
-        help="Stop, before anything is changed, if more of the records would be dropped.",
+        help="Refuse to begin if more than PERCENT of the records would be dropped.",
     ),
     click.option(
         "--strip-leftovers",
         is_flag=True,
-        help="Release what belongs to no record, too, so that it can be collected.  Not if another v1 cache is in the same "
-        "namespace of the same containerd.",
+        help="Also remove v1's label from what belongs to no record, so that it can be collected.  Don't use it if another "
+        "v1 cache is in the same namespace of the same containerd.",
     ),
 )
 
 _RUNNING = (
-    click.option("--progress", type=click.Choice(["auto", "plain", "json", "none"]), default="auto", show_default=True),
-    click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True, help="Event loop."),
+    click.option(
+        "--progress",
+        type=click.Choice(["auto", "plain", "json", "none"]),
+        default="auto",
+        show_default=True,
+        help="How to show progress on standard error.  auto: bars on a terminal, nothing elsewhere.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["asyncio", "trio"]),
+        default="asyncio",
+        show_default=True,
+        help="The event loop to run on.",
+    ),
 )

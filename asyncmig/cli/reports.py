@@ -25,7 +25,7 @@ def check_report_path(path: str | None) -> None:
         return
     real = os.path.realpath(path)
     if os.path.isdir(real) or not os.access(os.path.dirname(real), os.W_OK):
-        raise click.BadParameter(f"can't write {printable(path)}", param_hint="--report")
+        raise click.BadParameter(f"can't write {printable(path)}: no such directory, or no permission", param_hint="--report")
     # By its name, because at the end the file may be there although it is not now: the new database, which the report would
     # replace, or which it would be taken for if the migration has failed.  A database of 0 bytes looks like a new report.
     if any(_CACHE_FILE.fullmatch(os.path.basename(os.path.abspath(p))) for p in (path, real)):
@@ -36,7 +36,7 @@ def check_report_path(path: str | None) -> None:
     if os.path.islink(path):
         raise click.BadParameter(f"{printable(path)} is a link; name the file itself", param_hint="--report")
     if os.path.lexists(path) and not _is_report(path):
-        raise click.BadParameter(f"{printable(path)} exists and is not a report; it is left alone", param_hint="--report")
+        raise click.BadParameter(f"{printable(path)} exists and is not a report; choose another name", param_hint="--report")
 
 
 def _is_report(path: str) -> bool:
@@ -60,7 +60,7 @@ def write_report(path: str | None, content: dict[str, object]) -> None:
     except (OSError, MemoryError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or described(error)
         with contextlib.suppress(OSError, MemoryError):
-            click.echo(f"asyncmig: warning: no report: {printable(path)}: {reason}", err=True)
+            click.echo(f"asyncmig: warning: cannot write the report: {printable(path)}: {reason}", err=True)
 
 
 def _replace(path: str, content: dict[str, object]) -> None:

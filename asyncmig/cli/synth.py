@@ -9,15 +9,15 @@ import click
 from asyncmig.errors import printable
 
 
-@click.command()
+@click.command(short_help="Make a v1 cache for trials.")
 @click.argument("path", type=click.Path())
-@click.option("--records", type=click.IntRange(0), required=True, metavar="N", help="Number of records.")
+@click.option("--records", type=click.IntRange(0), required=True, metavar="N", help="How many records to make.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same cache.")
-@click.option("--bare", is_flag=True, help="Without the directories of snapshots.")
+@click.option("--bare", is_flag=True, help="Leave out the directories of the snapshots.")
 def synth(path: str, records: int, seed: int, bare: bool) -> None:
-    """Make a realistic v1 cache at PATH, for trying things out and for benchmarks.
+    """Make a realistic v1 cache at PATH, for trials and benchmarks.
 
-    PATH is a worker directory to be made (runc-overlayfs) or a BuildKit root in which to make one.
+    PATH is the worker directory to make (runc-overlayfs), or a BuildKit root in which to make one.
     """
     from asyncmig.synth import synthesize  # noqa: PLC0415  (no other command needs it)
 

@@ -18,7 +18,7 @@ from asyncmig.cli.options import cache_options, check_not_empty, running_options
 from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
 from asyncmig.cli.run import run
-from asyncmig.errors import printable
+from asyncmig.errors import counted, printable
 from asyncmig.migration.report import Note
 
 EXIT_FINDINGS = 3
@@ -26,18 +26,18 @@ _MOST = 5
 """Findings of one kind that are shown."""
 
 
-@click.command()
+@click.command(short_help="Check a v2 cache.")
 @cache_options
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result as a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
 @running_options
 def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any) -> int:
-    """Check the v2 cache at PATH, migrated or not; change nothing.
+    """Check the v2 cache at PATH, migrated or not.  Change nothing.
 
-    Would BuildKit load every record, is its data there, does its lease hold it; are chain IDs, sizes, media types and the
-    index what they must be; what is kept that nobody owns.  buildkitd must be stopped.
+    Checks that BuildKit would load every record, that its data exists and its lease protects it, that chain IDs, sizes,
+    media types and the index are right, and what is kept without an owner.  Stop buildkitd first.
 
-    Exit code 0 if nothing is wrong with the records, 3 if something is.  Notes concern what belongs to no record, and in a
-    containerd may belong to others; they don't change the exit code.
+    The exit code is 0 if nothing is wrong with the records, 3 if something is.  Notes are about what belongs to no record;
+    in a containerd it may belong to others.  Notes don't change the exit code.
     """
     check_not_empty(path=path, containerd_root=options["containerd_root"])
     with show_progress(progress) as shown:
@@ -53,7 +53,7 @@ def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any
 
 def _print(result: Verification) -> None:
     found = len(result.findings)
-    headline = "clean" if result.clean else f"{found} finding{'s' if found > 1 else ''}"
+    headline = "clean" if result.clean else counted(found, "finding")
     say(f"{headline}: {printable(result.path)}")
     for name, text in _facts(result):
         say(f"  {name + ':':<16}{text}")
@@ -66,19 +66,19 @@ def _facts(result: Verification) -> Iterator[tuple[str, str]]:
     yield (
         "records",
         (
-            f"{counts.records}: {counts.committed} committed, {counts.holders} of them not finalised; "
-            f"{counts.mutable} mutable; {counts.lazy} not extracted yet"
+            f"{counts.records:,}: {counts.committed:,} committed ({counts.holders:,} of them not finalised), "
+            f"{counts.mutable:,} mutable; {counts.lazy:,} not extracted yet"
         ),
     )
-    yield "snapshots", str(counts.snapshots)
+    yield "snapshots", f"{counts.snapshots:,}"
     yield (
         "blobs",
         (
-            f"{counts.owned_blobs} of records ({size_text(counts.owned_bytes)}), "
-            f"{counts.unowned_blobs} others ({size_text(counts.unowned_bytes)})"
+            f"{counts.owned_blobs:,} of records ({size_text(counts.owned_bytes)}), "
+            f"{counts.unowned_blobs:,} others ({size_text(counts.unowned_bytes)})"
         ),
     )
-    yield "leases", str(counts.leases)
+    yield "leases", f"{counts.leases:,}"
     yield "stores", f"snapshotter {printable(result.snapshotter)}, namespace {printable(result.namespace)}"
     if result.address:
         yield "containerd", f"{printable(result.server)}, running, at {printable(result.address)}"
@@ -93,4 +93,4 @@ def _print_findings(prefix: str, findings: Sequence[Finding | Note]) -> None:
         for finding in same[:_MOST]:
             say(f"    {printable(finding.name)}: {finding.text}")
         if len(same) > _MOST:
-            say(f"    and {len(same) - _MOST} more (--json has all)")
+            say(f"    and {len(same) - _MOST:,} more (--json shows all)")

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from rich.filesize import decimal as size_text
 
 from asyncmig.cli.output import say
-from asyncmig.errors import printable
+from asyncmig.errors import listed, printable
 from asyncmig.migration.decisions import Action
-from asyncmig.migration.report import Outcome, Report
+from asyncmig.migration.report import Counts, Outcome, Report
 
 _MOST = 20
 """Decisions, and notes, that are shown."""
@@ -21,14 +21,15 @@ _HEADLINES = {
     Outcome.COMPLETED: "migration completed:",
     Outcome.WOULD_MIGRATE: "plan: would migrate",
     Outcome.ALREADY_MIGRATED: "already migrated:",
-    Outcome.NOTHING_TO_DO: "nothing to do, no metadata.db in",
+    Outcome.NOTHING_TO_DO: "nothing to do: no metadata.db in",
     Outcome.ROLLED_BACK: "rolled back",
     Outcome.WOULD_ROLL_BACK: "dry run: would roll back",
 }
 _NEXT = {
-    Outcome.MIGRATED: "next: start the new daemon. metadata.db was left as it is; keep it until you are satisfied, "
-    "'asyncmig rollback' needs it",
-    Outcome.ROLLED_BACK: "metadata.db is as it was, and so are the labels; metadata_v2.db is now metadata_v2.db.rolled-back",
+    Outcome.MIGRATED: "next: check the result with 'asyncmig verify', then start the new daemon. "
+    "Keep metadata.db and metadata_v2.db.journal until you are satisfied: 'asyncmig rollback' needs both",
+    Outcome.COMPLETED: "next: check the result with 'asyncmig verify', then start the new daemon",
+    Outcome.ROLLED_BACK: "metadata_v2.db is now metadata_v2.db.rolled-back. You may start the old daemon, or migrate again",
 }
 _PREPARED = (Outcome.MIGRATED, Outcome.WOULD_MIGRATE)
 
@@ -43,7 +44,7 @@ def print_report(report: Report, seconds: float) -> None:
         about = f"record {printable(note.name)}: " if note.name else ""
         say(f"  note: {about}{note.text}")
     if len(report.notes) > _MOST:
-        say(f"  and {len(report.notes) - _MOST} more notes (--report has all)")
+        say(f"  and {len(report.notes) - _MOST} more notes (--report shows all)")
     if report.refused:
         say(f"the migration would refuse to begin: {report.refused}")
     elif report.outcome in _NEXT:
@@ -60,28 +61,28 @@ def _print_decisions(report: Report) -> None:
         for decision in decisions[:_MOST]:
             say(f"    {printable(decision.record)}: {decision.text}")
         if len(decisions) > _MOST:
-            say(f"    and {len(decisions) - _MOST} more (--report has all)")
+            say(f"    and {len(decisions) - _MOST} more (--report shows all)")
 
 
 def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
     counts = report.counts
     if report.outcome in _PREPARED:
-        yield "records", f"{counts.records}, {counts.holders} of them not finalised (they share another record's snapshot)"
-        yield "layers", f"{counts.blobs} with a blob, {counts.chains} with new chain IDs"
+        yield "records", _records(report)
+        yield "layers", f"{counts.blobs:,} with a blob, {counts.chains:,} with new chain IDs"
     match report.outcome:
         case Outcome.MIGRATED:
-            yield "leases", f"{counts.leases_created} made, {counts.leases_existing} were there already"
-            yield "labels removed", _removed(report)
+            yield "leases", f"{counts.leases_created:,} created, {counts.leases_existing:,} already existed"
+            yield "labels", f"removed from {_released(counts)}"
         case Outcome.COMPLETED:
-            yield "labels removed", _removed(report)
+            yield "labels", f"removed from {_released(counts)}"
         case Outcome.WOULD_MIGRATE:
             yield from _plan(report)
         case Outcome.ROLLED_BACK:
-            yield "labels", f"{counts.labels_restored} put back"
-            yield "leases", f"{counts.leases_deleted} deleted"
+            yield "labels", f"{counts.labels_restored:,} restored"
+            yield "leases", f"{counts.leases_deleted:,} deleted"
         case Outcome.WOULD_ROLL_BACK:
-            yield "labels", f"{counts.snapshots_labelled + counts.blobs_labelled} would be put back"
-            yield "leases", f"{counts.leases} would be deleted"
+            yield "labels", f"{counts.snapshots_labelled + counts.blobs_labelled:,} would be restored"
+            yield "leases", f"{counts.leases:,} would be deleted"
         case _:
             return
     yield "stores", f"snapshotter {printable(report.snapshotter)}, namespace {printable(report.namespace)}"
@@ -91,30 +92,32 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
     yield "time", f"{seconds:.2f} s"
 
 
-def _removed(report: Report) -> str:
+def _records(report: Report) -> str:
     counts = report.counts
-    if report.outcome is Outcome.COMPLETED:
-        return f"from {counts.snapshots_released} snapshots and {counts.blobs_released} blobs"
-    views = f"{counts.views_released} views that were left behind"
-    return f"from {counts.snapshots_released} snapshots, {counts.blobs_released} blobs and {views}"
+    text = f"{counts.records:,}"
+    if counts.holders:
+        text += f", {counts.holders:,} of them not finalised (they share another record's snapshot)"
+    return text
+
+
+def _released(counts: Counts) -> str:
+    views = (counts.views_released, "stale view")
+    return listed((counts.snapshots_released, "snapshot"), (counts.blobs_released, "blob"), views)
 
 
 def _plan(report: Report) -> Iterator[tuple[str, str]]:
     counts = report.counts
-    yield "leases", f"{counts.leases} to be made or completed"
-    yield (
-        "labels",
-        (
-            f"to be removed from {counts.snapshots_labelled} snapshots, {counts.views} of them views that were left behind, "
-            f"and {counts.blobs_labelled} blobs"
-        ),
-    )
+    yield "leases", f"{counts.leases:,} to create or complete"
+    snapshots = (counts.snapshots_labelled - counts.views, "snapshot")
+    labelled = listed(snapshots, (counts.blobs_labelled, "blob"), (counts.views, "stale view"))
+    stale = " (a stopped daemon has left the views)" if counts.views else ""
+    yield "labels", f"to remove from {labelled}{stale}"
     if report.edited:
         yield "would edit", ", ".join(map(printable, report.edited))
     if report.address:
         yield "would change", f"leases and labels in namespace {printable(report.namespace)} of this containerd"
     yield (
-        "would make",
+        "would create",
         ", ".join(printable(os.path.join(report.path, name)) for name in ("metadata_v2.db", "metadata_v2.db.journal")),
     )
     yield "would take", f"about {max(1.0, report.seconds_expected):,.0f} s, and up to {_room(report)}"

@@ -75,10 +75,10 @@ def _apply(checkpoint: Checkpoint, cache: Cache, existing: Sequence[ContentInfo]
                 record.blob, record.diff_id, record.media_type = digest, diff_id, keys.DOCKER_LAYER_GZIP
                 record.changes |= Changes.BLOB
             elif digest:
-                text = f"blob {printable(digest)} is not in the content store; the record goes without it"
+                text = f"blob {printable(digest)} is not in the content store; the record does without it"
                 cache.reporter.note("blob-missing", text, record.id)
         if record.blob and not is_digest(record.blob):
-            raise cache.error(record, f"blob {printable(record.blob)} is not a digest that a lease can hold")
+            raise cache.error(record, f"blob {printable(record.blob)} is not a digest, so no lease can hold it")
         if record.blob and record.blob not in blobs and not record.is_holder:
             raise cache.error(record, f"cache.blob names {record.blob}, which is not in the content store")
 
@@ -114,17 +114,17 @@ def _go_without(cache: Cache, record: Record, digest: str, known: set[str]) -> N
     if digest not in known:
         code, text = "blob-missing", f"{blob} is not in the content store"
     elif record.blob_mapping and not record.blob_mapping[1]:
-        code, text = "blob-without-diffid", f"{blob} has no diffID, without which BuildKit can't use it"
+        code, text = "blob-without-diffid", f"{blob} has no diffID, and BuildKit can't use a blob without one"
     else:
-        code, text = "blob-data-missing", f"the data of {blob} is missing, or is not as long as the content store has it"
-    cache.reporter.note(code, f"{text}; the record goes without it, and BuildKit makes it anew when it is needed", record.id)
+        code, text = "blob-data-missing", f"the data of {blob} is missing, or has another length than the content store says"
+    cache.reporter.note(code, f"{text}; the record does without it, and BuildKit makes it again when it needs it", record.id)
     if record.blob:
         _clear_layer(cache, record)
 
 
 def _clear_layer(cache: Cache, record: Record) -> None:
     """Of a database that was migrated in part before: no BuildKit that made v1 records wrote these keys."""
-    text = f"it names {printable(record.blob)}, which can't be used, as its blob; what it says of it is cleared"
+    text = f"its blob {printable(record.blob)} can't be used; what the record says about the blob is cleared"
     cache.decide(Code.BLOB_GONE, record, Action.REPAIRED, text)
     for name in (*keys.LAYER, *keys.CHAIN):
         record.edit(name, b"")

@@ -15,11 +15,11 @@ from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.semantics import Semantics
 
 ADVICE = (
-    "BuildKit v0.6 drops such a record, and what is built on it, when it starts: copy the whole cache, "
-    "start it once and stop it again; or migrate with hardened semantics"
+    "BuildKit v0.6 drops such a record, and what is built on it, when it starts: back up the whole cache, "
+    "start BuildKit v0.6 once and stop it again; or use --semantics hardened"
 )
 """What to do about a broken record."""
-_FAIL_ADVICE = "--on-broken fail stops here; the default, repair, goes on"
+_FAIL_ADVICE = "--on-broken fail stops here; the default, --on-broken repair, goes on"
 
 
 @dataclass(slots=True)

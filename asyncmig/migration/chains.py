@@ -61,7 +61,7 @@ def _unresolved(cache: Cache, record: Record) -> list[Record]:
     on_the_way = set()
     while _has_chain(record):
         if record.id in on_the_way:
-            raise cache.error(record, "it is its own ancestor: the parents form a cycle")
+            raise cache.error(record, "it is its own ancestor: its parents form a cycle")
         on_the_way.add(record.id)
         links.append(record)
         if not record.parent:
@@ -116,9 +116,8 @@ def _clear_if_too_long(cache: Cache, record: Record) -> None:
     except RecordError as error:
         record.chain_id = record.blob_chain_id = ""
         record.changes &= ~Changes.CHAIN
-        cache.reporter.note(
-            "chain-too-long", f"{error.cause}; it goes without chain IDs, and so does what is built on it", record.id
-        )
+        text = f"{error.cause}; the record, and what is built on it, get no chain IDs"
+        cache.reporter.note("chain-too-long", text, record.id)
 
 
 # -- the formulas

@@ -37,5 +37,7 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, reporter
         await run_tail(work, reporter)
     except Exception as error:
         raise IncompleteMigrationError(Stage.RELEASE, error) from error
-    text = "an earlier run was interrupted after it had published the new database; the labels that were left are removed"
+    text = (
+        "an earlier run was interrupted after it had published the new database; this run has removed the labels that were left"
+    )
     reporter.note("interrupted-before", text)

@@ -109,7 +109,10 @@ class JournalFile:
         except OSError as error:
             raise DatabaseError(self.path, f"cannot read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            cause = "not a journal of this version of asyncmig; complete the migration with the version that wrote it"
+            cause = (
+                "this is no journal, or another version of asyncmig wrote it; complete the migration with the "
+                "version that began it"
+            )
             raise DatabaseError(self.path, cause) from error
 
     def write(self, journal: Journal, checkpoint: Checkpoint = no_checkpoint) -> None:

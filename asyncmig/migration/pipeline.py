@@ -19,6 +19,7 @@ from asyncmig.errors import (
     IncompleteMigrationError,
     StoreError,
     UncertainCommitError,
+    counted,
     printable,
 )
 from asyncmig.migration.blobs import find_blobs
@@ -104,7 +105,7 @@ class Pipeline:
     def _read_journal(self, checkpoint: Checkpoint) -> None:
         self._earlier = self._file.read(checkpoint)
         if self._earlier is not None and not self._earlier.is_complete:
-            text = "an earlier run was interrupted while it changed the stores; the migration completes that"
+            text = "an earlier run was interrupted while it changed the stores; this migration completes it"
             self.cache.reporter.note("interrupted-before", text)
 
     def _count(self, checkpoint: Checkpoint) -> None:
@@ -120,10 +121,10 @@ class Pipeline:
         counts.leases = len(self.leases.leases)
         counts.snapshots_labelled, counts.blobs_labelled = len(self.release.snapshot_roots), len(self.release.blob_roots)
         if not self._read_count:
-            text = "the database has no records; if this cache was in use, the file is not its database"
+            text = "metadata.db has no records; if this cache was in use, this is not its database"
             cache.reporter.note("no-records", text)
         elif counts.blobs and cache.semantics.caveat:
-            cache.reporter.note("caveat", f"{counts.blobs} layers with a blob: {cache.semantics.caveat}")
+            cache.reporter.note("caveat", f"{counted(counts.blobs, 'layer')} with a blob: {cache.semantics.caveat}")
 
     def check_limit(self) -> None:
         """Raise :class:`DropLimitError` if more records would be dropped than the caller allows."""
@@ -132,7 +133,7 @@ class Pipeline:
             first = next(d for d in self.cache.report.decisions if d.action is Action.DROPPED)
             raise DropLimitError(
                 f"{printable(self.cache.database.path)}: {dropped} of {self._read_count} records "
-                f"({dropped * 100 / self._read_count:.1f} %) would be dropped, and at most {limit:g} % may be (--max-dropped); "
+                f"({dropped * 100 / self._read_count:.1f} %) would be dropped; the limit is {limit:g} % (--max-dropped). "
                 f"'asyncmig plan' shows all of them. The first is {printable(first.record)}: {first.text}"
             )
 
@@ -244,8 +245,9 @@ class Pipeline:
         if vanished.blobs and not self._new.published:
             # The next run does without it.  Later there is nothing to be mended, and a rerun would fail for ever.
             raise StoreError(
-                f"blob {printable(vanished.blobs[0])} has vanished from the content store while the migration ran; "
-                "somebody else has removed it, and its record will go without it"
+                f"somebody else has removed blob {printable(vanished.blobs[0])} from the content store while the "
+                "migration ran; "
+                "run it again, and the record does without the blob"
             )
         if vanished.snapshots or vanished.blobs:
             leases = self.leases

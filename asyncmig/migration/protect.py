@@ -12,7 +12,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit.record import Record
 from asyncmig.concurrency import drop, in_thread, stepping
-from asyncmig.errors import StoreError, printable
+from asyncmig.errors import StoreError, counted, printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.journal import Journal
 from asyncmig.migration.semantics import Semantics
@@ -118,7 +118,10 @@ def _note_surplus(checkpoint: Checkpoint, cache: Cache, found: list[Lease | None
     """Upstream's migration makes such leases; one that was killed has left them behind."""
     for lease in stepping(checkpoint, found):
         if lease is not None:
-            text = "a lease of its name exists already and is not needed; nobody will delete it (ctr leases delete)"
+            text = (
+                "a lease of its name already exists but is not needed, and nobody deletes it; delete it with "
+                "'ctr leases delete'"
+            )
             cache.reporter.note("lease-surplus", text, lease.id)
 
 
@@ -176,7 +179,7 @@ def _note_lacking(cache: Cache, lease: Lease, found: Lease) -> None:
     lacking = set(lease.resources).difference(found.resources)
     if lacking:
         names = ", ".join(sorted(printable(f"{r.type} {r.id}") for r in lacking))
-        text = f"its lease exists already but lacks {names}; with these semantics it stays so, and that can be collected"
+        text = f"its lease already exists but lacks {names}; --semantics upstream leaves it so, and containerd may collect that"
         cache.reporter.note("lease-incomplete", text, lease.id)
 
 
@@ -213,10 +216,16 @@ def _names(checkpoint: Checkpoint, leases: Sequence[Lease]) -> list[str]:
 def _compare(checkpoint: Checkpoint, leases: Sequence[Lease], stored: list[Lease | None]) -> None:
     for lease, found in stepping(checkpoint, zip(leases, stored, strict=True)):
         if found is None:
-            raise StoreError(f"lease {printable(lease.id)} is not there although it was just created")
+            raise StoreError(
+                f"lease {printable(lease.id)} was just created but does not exist; has somebody else deleted it? "
+                "Run the migration again"
+            )
         lacking = set(lease.resources).difference(found.resources)
         if lacking:
-            raise StoreError(f"lease {printable(lease.id)} lacks {len(lacking)} of the resources that were just added")
+            raise StoreError(
+                f"lease {printable(lease.id)} lacks {counted(len(lacking), 'resource')} just added to it; run the "
+                "migration again"
+            )
 
 
 def rfc3339_nano(unix_ns: int) -> str:

@@ -46,7 +46,7 @@ class NewDatabase:
                 os.unlink(path)  # never written through: it might be a link to something else
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise DatabaseError(path, f"cannot create: {error.strerror}") from error
+            raise DatabaseError(path, f"cannot create it: {error.strerror}") from error
         new = cls(fd, path, target)
         try:
             if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
@@ -62,7 +62,7 @@ class NewDatabase:
         try:
             os.rename(self.path, self.target)
         except OSError as error:
-            raise DatabaseError(self.target, f"cannot publish: {error.strerror}") from error
+            raise DatabaseError(self.target, f"cannot rename {os.path.basename(self.path)} to it: {error.strerror}") from error
         self.published = True
         sync_directory(os.path.dirname(self.target))
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import drop, in_thread, stepping
-from asyncmig.errors import printable
+from asyncmig.errors import listed, printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.report import Counts, Leftovers
 from asyncmig.stores.ports import GC_ROOT, ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
@@ -156,14 +156,20 @@ def _deal_with_leftovers(cache: Cache, plan: ReleasePlan, leftovers: Leftovers) 
     count = len(leftovers.snapshots) + len(leftovers.blobs)
     if not count:
         return
-    counts = f"{len(leftovers.snapshots)} snapshots and {len(leftovers.blobs)} blobs"
-    what = f"{counts} carry v1's label {GC_ROOT} and belong to no record"
+    what = listed((len(leftovers.snapshots), "snapshot"), (len(leftovers.blobs), "blob"))
     if cache.policy.strip_leftovers:
         plan.snapshots += leftovers.snapshots
         plan.blobs += leftovers.blobs
-        cache.reporter.note("leftovers-released", f"{what}; their labels go, too, so containerd may collect them")
+        cache.reporter.note(
+            "leftovers-released",
+            f"v1's label {GC_ROOT} was on {what} without a record; it is removed, so that containerd can collect them",
+        )
     else:
-        cache.reporter.note("leftovers", f"{what}; nothing will ever collect them unless they are released (--strip-leftovers)")
+        cache.reporter.note(
+            "leftovers",
+            f"v1's label {GC_ROOT} is still on {what} without a record, so they are never collected; "
+            "--strip-leftovers removes it",
+        )
 
 
 # -- the stage
@@ -187,10 +193,10 @@ class Vanished:
         """Note what is gone; of the snapshots those that belong to ``records``."""
         for name in self.snapshots:
             if name in records:
-                text = "its snapshot has vanished while the migration ran; somebody else has removed it"
+                text = "somebody else has removed its snapshot while the migration ran"
                 cache.reporter.note("snapshot-vanished", text, name)
         for blob in self.blobs:
-            text = f"blob {printable(blob)} has vanished while the migration ran; somebody else has removed it"
+            text = f"somebody else has removed blob {printable(blob)} while the migration ran"
             cache.reporter.note("blob-vanished", text)
 
 

@@ -33,7 +33,7 @@ from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
 Infos = dict[str, SnapshotInfo | None]
 """What is known of snapshots by key; ``None`` for one that does not exist."""
 
-_RECOVERED = "recovered by asyncmig: its snapshot was there, and records that are built on it, but not its record"
+_RECOVERED = "recovered by asyncmig: its snapshot existed, and other records are built on it, but its record was missing"
 
 
 async def resolve_and_repair(cache: Cache, snapshots: SnapshotStore) -> None:
@@ -146,7 +146,9 @@ class _Repair:
         for record in self._made:
             if self._fates[record.id] is None:
                 stay.append(record)
-                text = "its snapshot exists, and records are built on it, but it has no record; it gets one"
+                text = (
+                    "its snapshot exists and other records are built on it, but its record is missing; a new record is written"
+                )
                 cache.decide(Code.RECORD_MISSING, record, Action.REPAIRED, text)
             else:
                 del cache.by_id[record.id]
@@ -157,15 +159,18 @@ class _Repair:
         """A holder whose snapshot exists: only the note that it is finalised is missing."""
         owner = holder.equal_mutable
         if self._drops:
-            text = f"it is noted as not finalised (its data is record {printable(owner)}) but has a snapshot of its own"
+            text = f"it says that record {printable(owner)} still holds its data, but it has a snapshot of its own"
             self._fates[holder.id] = _Fate(Code.HOLDER_FINALISED, text)
             return
-        text = f"it was being finalised when the daemon was killed; its snapshot is complete, so it no longer refers to {owner}"
+        text = (
+            "the daemon was killed while it finalised this record; the snapshot is complete, so the reference "
+            f"to {owner} is removed"
+        )
         self._cache.decide(Code.HOLDER_FINALISED, holder, Action.REPAIRED, printable(text))
         holder.equal_mutable = ""
         holder.edit(keys.EQUAL_MUTABLE, b"")
         if owner in self._cache.by_id and self._infos.get(owner) is None and not self._cache.by_id[owner].is_holder:
-            text = f"its snapshot has become that of record {printable(holder.id)}; the daemon was about to remove it"
+            text = f"its snapshot now belongs to record {printable(holder.id)}; the daemon was about to remove this record"
             self._fates[owner] = _Fate(Code.MUTABLE_DEAD, text, Action.REPAIRED)
 
     def _settle(self, record: Record) -> None:
@@ -194,7 +199,7 @@ class _Repair:
 
     def _drop_cycle(self, cycle: list[Record]) -> None:
         for link in cycle:
-            self._fates[link.id] = _Fate(Code.PARENT_CYCLE, "it is its own ancestor: the parents form a cycle")
+            self._fates[link.id] = _Fate(Code.PARENT_CYCLE, "it is its own ancestor: its parents form a cycle")
 
     def _own_fault(self, record: Record) -> _Fate | None:
         malformed = self._cache.malformed.get(record.id)
@@ -203,15 +208,15 @@ class _Repair:
         if record.deleted:
             return _Fate(Code.MARKED_DELETED, "the daemon had begun to delete it")
         if not record.is_holder and self._infos[record.id] is None:
-            return _Fate(Code.SNAPSHOT_MISSING, "it has no snapshot: its data is gone, or it is a stub that never had any")
+            return _Fate(Code.SNAPSHOT_MISSING, "it has no snapshot: its data is gone, or it never had any")
         if gojson.to_valid(record.id) != record.id:
-            return _Fate(Code.ID_UNUSABLE, "its id is not UTF-8, so nothing that BuildKit writes can refer to it")
+            return _Fate(Code.ID_UNUSABLE, "its id is not UTF-8, and BuildKit can't write a reference to such an id")
         return None
 
     def _needed(self, record: Record) -> Record | _Fate | None:
         """The record that this one needs, ``None`` if it needs none, or why it goes."""
         if record.is_holder:
-            name, what, code = record.equal_mutable, "the record that owns its data", Code.MUTABLE_MISSING
+            name, what, code = record.equal_mutable, "the record that holds its data", Code.MUTABLE_MISSING
         else:
             info = self._infos[record.id]
             name, what, code = info.parent if info else "", "its parent", Code.PARENT_MISSING
@@ -222,7 +227,7 @@ class _Repair:
             return found
         info = self._infos[name]
         if info is None:
-            return _Fate(code, f"{what}, {printable(name)}, does not exist, and neither does a snapshot of that name")
+            return _Fate(code, f"{what}, {printable(name)}, does not exist, nor does a snapshot of that name")
         if self._drops:
             return _Fate(code, f"{what}, {printable(name)}, does not exist, though a snapshot of that name does")
         return self._make(name)
@@ -257,7 +262,10 @@ class _Repair:
     def _set_parent(self, record: Record, parent: str) -> None:
         record.changes |= Changes.SNAPSHOT
         if record.parent not in ("", parent):
-            text = f"it names {printable(record.parent)} as its parent, its snapshot has {printable(parent) or 'none'}"
+            text = (
+                f"it names {printable(record.parent)} as its parent, but the parent of its snapshot is "
+                f"{printable(parent) or 'none'}"
+            )
             self._cache.decide(Code.PARENT_WRONG, record, Action.REPAIRED, text)
             record.changes |= Changes.PARENT
         record.parent = parent
@@ -267,6 +275,6 @@ class _Repair:
 
 def _because_of(record: Record, needed: Record) -> _Fate:
     if record.is_holder:
-        text = f"it is not finalised, and {printable(needed.id)}, which owns its data, is not kept"
+        text = f"it is not finalised, and the record that holds its data, {printable(needed.id)}, is dropped"
         return _Fate(Code.MUTABLE_MISSING, text)
-    return _Fate(Code.PARENT_DROPPED, f"it is built on {printable(needed.id)}, which is not kept")
+    return _Fate(Code.PARENT_DROPPED, f"it is built on {printable(needed.id)}, which is dropped")

@@ -12,7 +12,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.gojson import to_valid
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.concurrency import drop, in_thread, stepping
-from asyncmig.errors import printable
+from asyncmig.errors import counted, printable
 from asyncmig.migration.cache import ADVICE, Cache
 from asyncmig.stores.ports import Kind, SnapshotInfo, SnapshotStore
 
@@ -56,15 +56,15 @@ def _apply(
 def _missing_snapshots(missing: int, total: int, snapshotter: str) -> str:
     if missing == total > 1:
         return no_snapshot_at_all(total, snapshotter)
-    others = f" (nor do those of {missing - 1} other records)" if missing > 1 else ""
+    others = f" (nor do those of {counted(missing - 1, 'other record')})" if missing > 1 else ""
     return f"its snapshot does not exist in snapshotter {printable(snapshotter)}{others}; {ADVICE}"
 
 
 def no_snapshot_at_all(total: int, snapshotter: str) -> str:
     """What is wrong if none of several records has a snapshot."""
     return (
-        f"its snapshot does not exist in snapshotter {printable(snapshotter)}, and neither does any other record's "
-        f"({total} in all); check that snapshotter and namespace are those of this cache"
+        f"none of {total:,} records has its snapshot in snapshotter {printable(snapshotter)}; "
+        "check that snapshotter and namespace are those of this cache"
     )
 
 
@@ -96,7 +96,7 @@ def _take_parents(cache: Cache, holder: Record) -> None:
         mutable = cache.by_id.get(record.equal_mutable)
         if mutable is None:
             raise cache.error(
-                record, f"cache.equalMutable names record {printable(record.equal_mutable)}, which does not exist; {ADVICE}"
+                record, f"its cache.equalMutable names record {printable(record.equal_mutable)}, which does not exist; {ADVICE}"
             )
         record = mutable
     for link in way:

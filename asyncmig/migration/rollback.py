@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread, stepping
-from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError
+from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError, counted
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Stage
 from asyncmig.migration.report import Report
@@ -71,7 +71,7 @@ class Rollback:
         self._counts.labels_restored = sum(snapshots) + sum(blobs)
         lost = len(snapshots) + len(blobs) - self._counts.labels_restored
         if lost:
-            text = f"{lost} snapshots and blobs whose labels were to be restored are gone; somebody else has removed them"
+            text = f"{counted(lost, 'label')} not restored: somebody else has removed the snapshot or blob that carried it"
             self._reporter.note("vanished", text)
 
     def _withdraw(self, _: Checkpoint) -> None:

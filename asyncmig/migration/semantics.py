@@ -48,7 +48,7 @@ UPSTREAM = Semantics(
     whole_chains_only=False,
     repairs=False,
     reports_leftovers=False,
-    caveat="their size is not recorded, so exporting or pushing them fails until they are built anew (docs/upstream.md)",
+    caveat="their size is not recorded, so exporting or pushing them fails until they are built again (docs/upstream.md)",
 )
 """What MigrateV2 of BuildKit v0.27.1 writes, key for key, lease for lease, label for label.
 

@@ -7,7 +7,7 @@ import os
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, DatabaseLockedError, printable
+from asyncmig.errors import AsyncmigError, DatabaseLockedError, counted, printable
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import open_stores
 from asyncmig.layouts.paths import exists
@@ -17,9 +17,9 @@ from asyncmig.migration.reporter import Reporter
 from asyncmig.stores.fanout import no_progress
 
 _REMEDY = (
-    "what it has built since is not in metadata_v2.db, and labels that it has put back keep things for ever. Stop it for good. "
-    "While no newer daemon has used the cache, 'asyncmig rollback' and a new migration take everything over; after that remove "
-    "metadata.db, and see what 'asyncmig verify' finds"
+    "what it has built since is not in metadata_v2.db, and the labels that it has set keep things for ever. Stop it for good. "
+    "If no newer daemon has used the cache, run 'asyncmig rollback' and migrate again: that takes everything over. If one has, "
+    "remove metadata.db and run 'asyncmig verify'"
 )
 
 
@@ -29,13 +29,13 @@ async def look_at_finished(layout: Layout, journal: Journal | None, reporter: Re
         return
     await in_thread(_look_at_v2, layout, reporter)
     if journal is not None and journal.is_rolling_back:
-        text = "a rollback was begun and is not complete; run 'asyncmig rollback' again"
+        text = "a rollback was begun but is not complete; run 'asyncmig rollback' again"
         reporter.note("rollback-incomplete", text)
         return
     traces = await in_thread(_changes_of_v1, layout, journal)
     labels = await _labels_put_back(layout, journal) if journal is not None else 0
     if labels:
-        traces.append(f"{labels} snapshots carry the label again that the migration has removed")
+        traces.append(f"{counted(labels, 'snapshot')} again with the label that the migration had removed")
     if traces:
         text = f"an old daemon has run since the migration ({'; '.join(traces)}): {_REMEDY}"
         reporter.note("old-daemon-ran", text)
@@ -55,7 +55,7 @@ def _look_at_v2(_: Checkpoint, layout: Layout, reporter: Reporter[Report]) -> No
     except DatabaseLockedError:
         pass  # the new daemon is running
     except AsyncmigError as error:
-        text = f"{error}; if no new daemon has used it yet, remove it and migrate again"
+        text = f"{error}; if no newer daemon has used it, remove it and migrate again"
         reporter.note("v2-unusable", text)
 
 

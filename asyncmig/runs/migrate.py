@@ -122,7 +122,10 @@ class _Migration:
             self._reporter.begin(Stage.OPEN, *(() if self._options.dry_run else (Stage.RELEASE,)))
             opened = await self._open(stack, layout)
             if self._options.dry_run:
-                text = "an earlier run was interrupted after it had published the new database; migrate removes the labels left"
+                text = (
+                    "an earlier run was interrupted after it had published the new database; 'asyncmig "
+                    "migrate' removes the labels that are left"
+                )
                 self._reporter.note("interrupted-before", text)
                 return
             await complete(journal, file, opened.stores, self._reporter)
@@ -142,8 +145,8 @@ def _check_kind(database: MetadataDb) -> None:
     """Refuse other databases of the same name: a snapshotter has a metadata.db, too."""
     if b"v1" in database.bucket_names and MAIN not in database.bucket_names:
         raise LayoutError(
-            f"{printable(database.path)}: this is the database of a snapshotter or of containerd, not a cache; "
-            "name the worker directory (runc-overlayfs or the like)"
+            f"{printable(database.path)}: this is the database of a snapshotter or of containerd, not of a cache; "
+            "name the worker directory, such as runc-overlayfs"
         )
 
 

@@ -43,19 +43,17 @@ class Options:
     def check(self) -> None:
         """Raise :class:`AsyncmigError` for a value that makes no sense."""
         if self.semantics not in SEMANTICS:
-            raise AsyncmigError(f"unknown semantics {printable(self.semantics)}; choose from {', '.join(SEMANTICS)}")
+            raise AsyncmigError(f"unknown semantics {printable(self.semantics)}; choose {' or '.join(SEMANTICS)}")
         if self.on_broken not in list(OnBroken):
-            raise AsyncmigError(f"on_broken {printable(self.on_broken)}: choose from {', '.join(OnBroken)}")
+            raise AsyncmigError(f"unknown on_broken {printable(self.on_broken)}; choose {', '.join(OnBroken)}")
         if self.concurrency < 1:
-            raise AsyncmigError(f"concurrency {self.concurrency}: at least one call at a time is needed")
+            raise AsyncmigError(f"concurrency is {self.concurrency}; it must be 1 or more")
         if not 0 <= self.timeout < float("inf"):
-            raise AsyncmigError(f"timeout {self.timeout}: give a number of seconds")
+            raise AsyncmigError(f"timeout is {self.timeout}; give a number of seconds, 0 or more")
         if not 0 <= self.max_dropped <= 100:
-            raise AsyncmigError(f"max_dropped {self.max_dropped}: give a percentage")
+            raise AsyncmigError(f"max_dropped is {self.max_dropped}; give a percentage from 0 to 100")
         if not SEMANTICS[self.semantics].repairs and self.policy != Policy():
-            raise AsyncmigError(
-                f"on_broken, max_dropped and strip_leftovers are for hardened semantics; {self.semantics} has no choice there"
-            )
+            raise AsyncmigError(f"on_broken, max_dropped and strip_leftovers need hardened semantics, not {self.semantics}")
 
     @property
     def policy(self) -> Policy:

@@ -45,7 +45,7 @@ def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
         if free < size:
             raise StoreError(
                 f"{printable(path)}: the migration needs up to {size_text(size)} of free space on this file system, "
-                f"and there are {size_text(free)}"
+                f"but only {size_text(free)} are free"
             )
 
 
@@ -53,7 +53,7 @@ def _call(function: Callable[[str], Result], path: str) -> Result:
     try:
         return function(path)
     except OSError as error:
-        raise StoreError(f"{printable(path)}: cannot look how much space there is: {error.strerror}") from error
+        raise StoreError(f"{printable(path)}: cannot find out how much space is free: {error.strerror}") from error
 
 
 def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, reporter: Reporter[Report]) -> None:
@@ -61,7 +61,7 @@ def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, rep
     database.check(checkpoint)
     for path in (layout.directory, *layout.edited):
         if os.path.exists(path) and not os.access(path, os.W_OK):
-            reporter.note("not-writable", f"{printable(path)} can't be written; the migration will fail")
+            reporter.note("not-writable", f"{printable(path)} is not writable; the migration will fail")
 
 
 _TAIL_AGAINST_PREPARING = 2.0

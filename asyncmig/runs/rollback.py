@@ -56,13 +56,14 @@ def _journal_to_undo(checkpoint: Checkpoint, layout: Layout) -> Journal:
     where = printable(layout.directory)
     if journal is None:
         raise AsyncmigError(
-            f"{where}: there is no metadata_v2.db.journal: asyncmig has not migrated this cache, or it is rolled back already"
+            f"{where}: there is no metadata_v2.db.journal, so there is nothing to undo: asyncmig has not migrated this cache, "
+            "or it is already rolled back"
         )
     if not exists(layout.v1):
-        raise AsyncmigError(f"{where}: metadata.db is gone, so there is nothing to go back to")
+        raise AsyncmigError(f"{where}: metadata.db is gone, so there is nothing to go back to; restore it from a backup")
     if exists(layout.v2) and fingerprint(layout.v2) != journal.v2:
         raise AsyncmigError(
             f"{where}: metadata_v2.db has changed since the migration: a newer daemon has worked with it, and the old labels "
-            "would not protect what it has made. There is no way back but a backup of everything"
+            "would not protect what that daemon has made. The only way back is a backup of the whole cache"
         )
     return journal

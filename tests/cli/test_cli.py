@@ -49,7 +49,7 @@ def test_migrate(backend: str, worker: Path) -> None:
     done = run("migrate", worker, "--backend", backend)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"migrated {worker}\n")
-    assert "6 made, 0 were there already" in done.stdout
+    assert "6 created, 0 already existed" in done.stdout
     again = run("migrate", worker)
     assert (again.returncode, again.stdout) == (0, f"already migrated: {worker}\n")
 
@@ -59,14 +59,14 @@ def test_dry_run(worker: Path) -> None:
     done = run("migrate", worker, "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith(f"plan: would migrate {worker}\n")
-    assert "to be removed from 7 snapshots, 1 of them views that were left behind, and 3 blobs" in done.stdout
+    assert "to remove from 6 snapshots, 3 blobs and 1 stale view (a stopped daemon has left the views)" in done.stdout
     assert tree_state(worker) == before
 
 
 def test_nothing_to_do(worker: Path) -> None:
     (worker / "metadata.db").unlink()
     done = run("migrate", worker)
-    assert (done.returncode, done.stdout) == (0, f"nothing to do, no metadata.db in {worker}\n")
+    assert (done.returncode, done.stdout) == (0, f"nothing to do: no metadata.db in {worker}\n")
 
 
 def test_report(worker: Path, tmp_path: Path) -> None:
@@ -345,7 +345,9 @@ def test_check_of_a_file_with_one_bad_meta_page(worker: Path) -> None:
 
 
 def test_the_help_of_check_says_what_it_knows_nothing_of() -> None:
-    assert "knows nothing of what is stored" in " ".join(run("db", "check", "--help").stdout.split())
+    assert "does not notice records, snapshots or leases that make no sense" in " ".join(
+        run("db", "check", "--help").stdout.split()
+    )
 
 
 def damage_root(path: Path) -> int:

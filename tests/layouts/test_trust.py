@@ -524,7 +524,7 @@ def test_a_report_whose_place_is_taken_meanwhile(kind: str, tmp_path: Path, caps
     else:
         os.mkfifo(path)
     write_report(str(path), {})
-    assert "warning: no report" in capsys.readouterr().err
+    assert "warning: cannot write the report" in capsys.readouterr().err
     assert kind == "FIFO" or (tmp_path / "victim").read_text() == "keep me"
 
 

@@ -58,7 +58,7 @@ def test_a_sound_one(tmp_path: Path) -> None:
     ids=lambda line: repr(line)[:30],
 )
 def test_a_line_that_is_none(tmp_path: Path, line: object) -> None:
-    with pytest.raises(DatabaseError, match="not a journal of this version"):
+    with pytest.raises(DatabaseError, match="this is no journal, or another version of asyncmig wrote it"):
         read(tmp_path, HEAD, line, ["end"])
 
 
@@ -80,7 +80,7 @@ def test_a_line_that_is_none(tmp_path: Path, line: object) -> None:
     ids=lambda head: repr(head)[:40],
 )
 def test_a_head_that_is_none(tmp_path: Path, head: object) -> None:
-    with pytest.raises(DatabaseError, match="not a journal of this version"):
+    with pytest.raises(DatabaseError, match="this is no journal, or another version of asyncmig wrote it"):
         read(tmp_path, head, ["end"])
 
 

@@ -288,7 +288,7 @@ async def test_a_path_that_is_no_cache(tmp_path: Path) -> None:
 async def test_the_database_of_a_snapshotter_is_not_taken_for_a_cache(path: str, worker: Path) -> None:
     directory = worker / "snapshots"
     before = tree_state(worker)
-    with pytest.raises(LayoutError, match="database of a snapshotter or of containerd, not a cache"):
+    with pytest.raises(LayoutError, match="database of a snapshotter or of containerd, not of a cache"):
         await asyncmig.migrate(directory if path == "snapshots" else directory / ".")
     assert tree_state(worker) == before
 
@@ -473,7 +473,7 @@ async def test_a_disk_that_is_too_full_is_noticed_before_anything_is_changed(sma
     before = tree_state(worker)
     with (small_disk / "ballast").open("wb") as ballast:
         ballast.write(bytes(free - 1_000_000))
-    expected = r"needs up to [67]\.\d MB of free space on this file system, and there are (1\.0 MB|9\d\d\.\d kB)"
+    expected = r"needs up to [67]\.\d MB of free space on this file system, but only (1\.0 MB|9\d\d\.\d kB) are free"
     with pytest.raises(StoreError, match=expected):
         await asyncmig.migrate(worker)
     assert tree_state(worker) == before

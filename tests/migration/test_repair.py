@@ -395,7 +395,7 @@ async def test_more_drops_than_allowed_stop_before_anything_changes(tmp_path: Pa
     cache.write_metadata(tmp_path / "metadata.db")
     before, state = tree_state(tmp_path), cache.in_memory()
     policy = Policy(max_dropped=4.9)
-    expected = r"2 of 40 records \(5\.0 %\) would be dropped, and at most 4\.9 % may be .*The first is r00: it has no snapshot"
+    expected = r"2 of 40 records \(5\.0 %\) would be dropped; the limit is 4\.9 % .*The first is r00: it has no snapshot"
     with pytest.raises(DropLimitError, match=expected):
         await migrate_with(tmp_path, state.stores(), semantics=HARDENED, policy=policy)
     assert tree_state(tmp_path) == before

@@ -321,7 +321,7 @@ def test_a_journal_that_ends_too_early_is_none(tmp_path: Path) -> None:
     file.write(written)
     content = Path(file.path).read_text()
     Path(file.path).write_text(content[: content.index('["end"]')])
-    with pytest.raises(AsyncmigError, match="not a journal of this version"):
+    with pytest.raises(AsyncmigError, match="this is no journal, or another version of asyncmig wrote it"):
         file.read()
 
 
@@ -353,7 +353,7 @@ async def test_a_journal_of_other_types_is_none(old: str, new: str, worker: Path
     text = path.read_text("ascii")
     assert old in text
     path.write_text(text.replace(old, new, 1), "ascii")
-    await refused(worker, "not a journal of this version")
+    await refused(worker, "this is no journal, or another version of asyncmig wrote it")
 
 
 def test_a_journal_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +412,7 @@ def write_later(worker: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "trace"),
     [
-        (put_label_back, "1 snapshots carry the label again"),
+        (put_label_back, "1 snapshot again with the label that the migration had removed"),
         (build_something, "metadata.db has changed"),
         (write_later, "metadata.db was written after metadata_v2.db"),
     ],

@@ -296,7 +296,7 @@ def test_a_signal_to_the_command(
     else:
         assert process.returncode == 0, errors
         assert output.startswith("migrated ")
-        assert "please wait" in errors
+        assert "past the point of no return, finishing" in errors
     anyio.run(check_outcome, call, fake, worker, tmp_path)
 
 
