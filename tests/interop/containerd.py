@@ -20,9 +20,9 @@ import grpc  # type: ignore[import-untyped]
 NAMESPACE = "buildkit"
 Labels = Mapping[str, str]
 
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 10.0
-CALL_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 120.0
+CALL_TIMEOUT = 120.0
 
 # sockaddr_un holds 108 bytes with the final NUL. containerd makes a second socket beside ours, and
 # that name has to fit too.
@@ -185,7 +185,7 @@ class Containerd:
                 raise self._not_started(f"it exited with {process.returncode}")
             if self.address.exists():  # a stale one after kill(), so this alone says nothing
                 try:
-                    self.ctr("version", timeout=2)
+                    self.ctr("version", timeout=30)
                     return
                 except ContainerdError as error:
                     problem = str(error)
