@@ -23,7 +23,7 @@ DEBIAN_GOPATH = "/usr/share/gocode"
 BBOLT = "go.etcd.io/bbolt"
 
 TIMEOUT = 120.0
-BUILD_TIMEOUT = 300.0
+BUILD_TIMEOUT = 1200.0
 
 EXIT_OK, EXIT_NO, EXIT_UNABLE, EXIT_CRASHED = range(4)
 
