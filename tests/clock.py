@@ -16,6 +16,9 @@ from asyncmig.stores.containerd import client
 SAFETY = 120.0
 """Seconds after which a test that hangs fails.  Nothing that goes well comes near it, however slow the machine is."""
 
+MOST_PAUSES = 1000
+"""Of a client that gives up some time."""
+
 
 class Clock:
     """The clock of the client, and of every asyncio event loop: also of that which the adapter has in a thread under trio.
@@ -58,6 +61,7 @@ class Clock:
 
     async def _pause(self, seconds: float) -> None:
         self.pauses += 1
+        assert self.pauses < MOST_PAUSES, "it never gives up"
         self.on_pause(self.pauses)
         self.jump(seconds)
         await asyncio.sleep(0)
