@@ -1,5 +1,5 @@
 # make demo    set everything up, make a v1 cache, migrate it offline, show before and after
-# make test    set everything up and run all tests; as root it installs containerd, Go and bbolt for the interop suites
+# make test    set everything up and run all tests; as root it installs containerd, Go, bbolt and containerd's client in Go to compare with
 # make torture put it through crashes, kills, faults and hostile input at full length; TORTURE_ARGS has options of python -m tests.torture
 # make lint    ruff and mypy
 # make protos  compile protos/ anew
@@ -42,7 +42,7 @@ bench-large: $(VENV)/.ready-dev tools
 	$(BIN)/python -m benchmarks --large $(BENCH_ARGS)
 
 bench-live: $(VENV)/.ready-dev
-	scripts/install-tools bench
+	ASYNCMIG_REQUIRE_TOOLS=1 scripts/install-tools
 	$(BIN)/python -m benchmarks --suite live --records 1000 10000 --concurrency 1 8 16 32 --on disk tmpfs $(BENCH_ARGS)
 
 tools:

@@ -9,13 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
+from tests.clock import Clock
 from tests.torture.campaign import scratch
 
-# Random examples are for developers; a CI run must say the same twice.
-settings.register_profile("asyncmig", derandomize="CI" in os.environ, print_blob=True)
+# Random examples are for developers; a CI run must say the same twice.  No example has a time limit, and none may be slow to
+# make: both would tell of the machine.
+settings.register_profile(
+    "asyncmig",
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("asyncmig")
 
 SHARED = Path(os.environ.get("ASYNCMIG_SHARED", Path(__file__).parents[2] / "shared"))
@@ -40,6 +48,12 @@ def memory_path() -> Iterator[Path]:
     """A directory in memory, for tests in which thousands of syncs would cost minutes and show nothing more."""
     with scratch() as path:
         yield path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """For patience and time-outs towards a containerd."""
+    return Clock(monkeypatch)
 
 
 def missing(what: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import drop, in_thread, run_uncancellable, stepping
+from tests.clock import SAFETY
 
 pytestmark = pytest.mark.anyio
 
@@ -156,8 +157,14 @@ import anyio, os, signal, sys, threading
 from asyncmig.concurrency import run_uncancellable
 
 async def work():
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    for _ in range(30):
+    sent = threading.Event()
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        sent.set()
+    threading.Thread(target=interrupt).start()
+    while not sent.is_set():
+        await anyio.sleep(0.01)
+    for _ in range(5):
         await anyio.sleep(0.01)
     print("completed", flush=True)
 
@@ -170,7 +177,7 @@ anyio.run(main, backend=sys.argv[1])
 
 def test_ctrl_c_in_the_main_task_waits_for_the_end(anyio_backend: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SIGINT_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", SIGINT_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=SAFETY, check=False
     )
     assert done.stdout == "completed\n"
     assert "KeyboardInterrupt" in done.stderr
@@ -188,8 +195,10 @@ def commit(checkpoint):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
-    threading.Thread(target=interrupt).start()
-    time.sleep(0.6)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    interrupter.join()
+    time.sleep(0.4)
     events.append("thread ended")
 
 async def main():
@@ -209,7 +218,7 @@ print(events)
 def test_a_second_ctrl_c_does_not_close_files_under_a_running_thread(anyio_backend: str) -> None:
     """asyncio.run cancels every task at the second one, whatever shields there are."""
     done = subprocess.run(
-        [sys.executable, "-c", TWO_SIGINTS_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", TWO_SIGINTS_PROGRAM, anyio_backend], capture_output=True, text=True, timeout=SAFETY, check=True
     )
     assert done.stdout == "['thread ended', 'files closed', 'KeyboardInterrupt']\n"
 
@@ -233,7 +242,7 @@ def test_ctrl_c_while_the_code_of_the_work_itself_runs(anyio_backend: str) -> No
         [sys.executable, "-c", INTERRUPTED_WITHIN_PROGRAM, anyio_backend],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SAFETY,
         check=False,
     )
     assert done.stdout == "completed\n"
@@ -262,7 +271,7 @@ asyncio.run(main())
 
 def test_an_event_loop_that_is_torn_down_before_the_work_begins() -> None:
     """At a second Ctrl-C asyncio.run cancels every task: nobody waits for work that never begins, and files are closed."""
-    done = subprocess.run([sys.executable, "-c", TORN_DOWN_PROGRAM], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run([sys.executable, "-c", TORN_DOWN_PROGRAM], capture_output=True, text=True, timeout=SAFETY, check=True)
     assert done.stdout == "closed\n[True, True]\n"
 
 
@@ -290,10 +299,18 @@ async def test_a_thread_returns_its_result() -> None:
     assert await in_thread(lambda checkpoint, a, b: a + b, 1, b=2) == 3
 
 
+async def cancel_when(event: threading.Event, scope: anyio.CancelScope) -> None:
+    assert await anyio.to_thread.run_sync(event.wait, SAFETY)
+    scope.cancel()
+
+
 async def test_a_cancelled_scope_stops_the_thread() -> None:
     loop = Loop()
-    with anyio.move_on_after(0.02) as scope:
-        await in_thread(loop.run)
+    async with anyio.create_task_group() as group:
+        scope = anyio.CancelScope()
+        group.start_soon(cancel_when, loop.started, scope)
+        with scope:
+            await in_thread(loop.run)
     assert scope.cancelled_caught
     assert loop.ended.is_set()
 
@@ -312,22 +329,35 @@ async def test_native_cancellation_stops_the_thread() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_native_timeout_stops_the_thread() -> None:
     loop = Loop()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await in_thread(loop.run)
+
+    async def expire(limit: asyncio.Timeout) -> None:
+        assert await anyio.to_thread.run_sync(loop.started.wait, SAFETY)
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.TaskGroup() as group:
+        with pytest.raises(TimeoutError):  # noqa: PT012
+            async with asyncio.timeout(SAFETY) as timeout:
+                group.create_task(expire(timeout))
+                await in_thread(loop.run)
     assert loop.ended.is_set()
 
 
 async def test_an_error_of_the_thread_wins_over_the_cancellation() -> None:
-    started = threading.Event()
+    started, cancelled = threading.Event(), threading.Event()
 
     def fail(checkpoint: Checkpoint) -> None:
         started.set()
-        time.sleep(0.05)
+        assert cancelled.wait(SAFETY)
         raise ValueError("from the thread")
 
-    with pytest.raises(ValueError, match="from the thread"), anyio.move_on_after(0.01):
-        await in_thread(fail)
+    async def cancel(scope: anyio.CancelScope) -> None:
+        await cancel_when(started, scope)
+        cancelled.set()
+
+    async with anyio.create_task_group() as group:
+        with pytest.raises(ValueError, match="from the thread"), anyio.CancelScope() as scope:  # noqa: PT012
+            group.start_soon(cancel, scope)
+            await in_thread(fail)
 
 
 async def test_the_event_loop_runs_while_the_thread_computes() -> None:
@@ -342,8 +372,8 @@ async def test_the_event_loop_runs_while_the_thread_computes() -> None:
             ticks += 1
 
     def compute(checkpoint: Checkpoint) -> None:
-        end = time.monotonic() + 0.3
-        while time.monotonic() < end:
+        end = time.monotonic() + SAFETY
+        while ticks <= 5 and time.monotonic() < end:
             sum(range(1000))
 
     async with anyio.create_task_group() as group:

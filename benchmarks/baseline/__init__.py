@@ -30,7 +30,7 @@ def unavailable(name: str = "offline") -> str | None:
         return problem
     for source, package in PACKAGES.get(name, {}).items():
         if not (Path(DEBIAN_GOPATH) / "src" / source).is_dir():
-            return f"the sources of {source} are not installed ({package}); run scripts/install-tools bench as root"
+            return f"the sources of {source} are not installed ({package}); run scripts/install-tools as root"
     return None
 
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -179,9 +179,7 @@ class Entries(RuleBasedStateMachine):
 
 
 TestEntries = Entries.TestCase
-TestEntries.settings = settings(
-    max_examples=40, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestEntries.settings = settings(max_examples=40, stateful_step_count=12)
 
 
 # -- reading and writing

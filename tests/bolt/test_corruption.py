@@ -17,7 +17,7 @@ from asyncmig.bolt import Bucket, BucketBuilder, Db, PageFile, check, dump, rebu
 from asyncmig.errors import DatabaseError
 from tests.bolt.mutate import Image, mutate, sample
 
-SECONDS_PER_FILE = 20
+SECONDS_PER_FILE = 120
 MAX_KEYS = 4_000
 """Keys a reader visits before it takes the nesting for endless; the sample has about a thousand."""
 

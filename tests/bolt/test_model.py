@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -143,9 +143,7 @@ def copy_of(model: Model) -> Model:
 
 
 TestEngine = Engine.TestCase
-TestEngine.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestEngine.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 @pytest.mark.parametrize("seed", range(40))

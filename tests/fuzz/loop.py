@@ -14,7 +14,7 @@ from types import FrameType
 from tests.fuzz.target import Target
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS = 20
+SECONDS = 120
 """That one input may take; all take milliseconds, but a machine may be busy."""
 MEGABYTES = 256
 """By which one input may make the process larger."""

@@ -35,7 +35,7 @@ from tests.fuzz.source import Source
 
 CALL = 0.03
 """Seconds that a call may take.  Most servers here never answer all calls."""
-SECONDS = 10.0
+SECONDS = 60.0
 """For all calls of one input."""
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)

@@ -22,8 +22,8 @@ SOURCE_DIR = Path(__file__).parent / "boltool"
 DEBIAN_GOPATH = "/usr/share/gocode"
 BBOLT = "go.etcd.io/bbolt"
 
-TIMEOUT = 60.0
-BUILD_TIMEOUT = 300.0
+TIMEOUT = 120.0
+BUILD_TIMEOUT = 1200.0
 
 EXIT_OK, EXIT_NO, EXIT_UNABLE, EXIT_CRASHED = range(4)
 

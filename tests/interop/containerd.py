@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,9 @@ import grpc  # type: ignore[import-untyped]
 NAMESPACE = "buildkit"
 Labels = Mapping[str, str]
 
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 10.0
-CALL_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 120.0
+CALL_TIMEOUT = 120.0
 
 # sockaddr_un holds 108 bytes with the final NUL. containerd makes a second socket beside ours, and
 # that name has to fit too.
@@ -185,7 +186,7 @@ class Containerd:
                 raise self._not_started(f"it exited with {process.returncode}")
             if self.address.exists():  # a stale one after kill(), so this alone says nothing
                 try:
-                    self.ctr("version", timeout=2)
+                    self.ctr("version", timeout=30)
                     return
                 except ContainerdError as error:
                     problem = str(error)
@@ -384,24 +385,23 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
 
 @contextmanager
 def collecting(daemon: Containerd) -> Iterator[None]:
-    """Collect garbage, and when that is done, again.
+    """Collect garbage, and when that is done, again; the first time as the block begins.
 
     containerd collects after every 100 changes by default, so it does so in the middle of a migration, too.
     """
-    ended = threading.Event()
-    rounds = 0
+    begun, ended = threading.Event(), threading.Event()
 
     def collect() -> None:
-        nonlocal rounds
+        begun.set()
+        daemon.collect_garbage()
         while not ended.is_set():
             daemon.collect_garbage()
-            rounds += 1
 
-    collector = threading.Thread(target=collect)
-    collector.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        collector.join()
-    assert rounds >= 2, "it was never collected meanwhile"
+    with ThreadPoolExecutor(1) as pool:
+        collector = pool.submit(collect)
+        begun.wait()
+        try:
+            yield
+        finally:
+            ended.set()
+        collector.result()  # its error, if there was one

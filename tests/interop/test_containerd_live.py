@@ -426,7 +426,7 @@ async def test_ids_of_every_kind_are_found(daemon: Containerd) -> None:
     names = ["a", "ab", "a.b", 'qu"ote', "back\\slash", "sp ace", "new\nline", "ümlaut", "\u2028", "😀", "(x", "a|b", "$", "[a"]
     names += [f"sha256:{i:064}" for i in range(20)]
     async with open_containerd(
-        str(daemon.address), namespace="buildkit", snapshotter="native", concurrency=8, patience=10
+        str(daemon.address), namespace="buildkit", snapshotter="native", concurrency=8, patience=300
     ) as running:
         port = running.stores.leases
         await port.protect_many([Lease(name, {"n": "1"}) for name in names])
@@ -462,7 +462,7 @@ async def test_more_leases_than_fit_into_one_message(tmp_path: Path, containerd_
     root = containerd_root_from_worker(worker, tmp_path / "root", "native")
     with containerd_factory(root=root, automatic_gc=False) as daemon:
         async with open_containerd(
-            str(daemon.address), namespace="buildkit", snapshotter="native", concurrency=8, patience=30
+            str(daemon.address), namespace="buildkit", snapshotter="native", concurrency=8, patience=300
         ) as running:
             port = running.stores.leases
             assert isinstance(port, ContainerdLeases)

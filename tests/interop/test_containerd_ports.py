@@ -39,7 +39,7 @@ LATER = "2021-01-01T00:00:00Z"
 @asynccontextmanager
 async def live(daemon: Containerd) -> AsyncIterator[Stores]:
     async with open_containerd(
-        str(daemon.address), namespace="buildkit", snapshotter=SNAPSHOTTER, concurrency=8, patience=10
+        str(daemon.address), namespace="buildkit", snapshotter=SNAPSHOTTER, concurrency=8, patience=300
     ) as running:
         yield running.stores
 

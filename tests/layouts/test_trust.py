@@ -26,6 +26,7 @@ from asyncmig.layouts.trust import check_owners
 from asyncmig.migration.journal import JournalFile, fingerprint
 from asyncmig.migration.publish import NewDatabase
 from tests.caches import sample_cache
+from tests.clock import SAFETY
 from tests.conftest import copy_tree, missing
 from tests.states import tree_state
 
@@ -480,7 +481,7 @@ def test_the_owner_is_taken_over_too(tmp_path: Path) -> None:
 def command(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """A command that hangs is killed, and the test fails."""
     arguments = [sys.executable, "-m", "asyncmig", *map(str, args)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=SAFETY, check=False)
 
 
 def test_the_command_says_so_and_that_nothing_was_changed(worker: Path, tmp_path: Path) -> None:

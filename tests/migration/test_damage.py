@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 ANY = Options(max_dropped=100)
 FILES = ("containerdmeta.db", "snapshots/metadata.db")
-_quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+_quick = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 def records_of(path: Path) -> dict[str, dict[str, str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from asyncmig.errors import StoreError
 from asyncmig.stores.fanout import fan_out
+from tests.clock import SAFETY
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +31,8 @@ async def test_never_more_at_a_time_than_allowed(concurrency: int) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await anyio.sleep(0.001)
+        for _ in range(5):  # turns, in which the others begin
+            await anyio.lowlevel.checkpoint()
         running -= 1
 
     await fan_out(call, range(30), concurrency=concurrency)
@@ -51,16 +54,19 @@ async def test_the_first_error_is_raised_as_itself_and_stops_the_others() -> Non
 
 
 async def test_cancellation_cancels_the_running_calls() -> None:
-    ended = 0
+    begun = ended = 0
 
     async def call(_: int) -> None:
-        nonlocal ended
+        nonlocal begun, ended
+        begun += 1
+        if begun == 3:
+            scope.cancel()
         try:
             await anyio.sleep_forever()
         finally:
             ended += 1
 
-    with anyio.move_on_after(0.02):
+    with anyio.fail_after(SAFETY), anyio.CancelScope() as scope:
         await fan_out(call, range(10), concurrency=3)
     assert ended == 3
 

@@ -23,6 +23,7 @@ from asyncmig.layouts.detect import find_layout
 from asyncmig.stores.offline import OfflineFiles, codec, offline_stores
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 from tests.caches import ROOT, TIME, Snapshot, V1Cache, digest, sample_cache
+from tests.clock import SAFETY
 
 pytestmark = pytest.mark.anyio
 
@@ -462,7 +463,7 @@ def as_socket(path: Path) -> None:
 async def test_what_is_no_file_of_the_store_is_not_read(make: Callable[[Path], object], stores: Stores, blob: Path) -> None:
     os.unlink(blob)
     make(blob)
-    with anyio.fail_after(5):  # opening a pipe must not wait for a writer
+    with anyio.fail_after(SAFETY):  # opening a pipe must not wait for a writer
         infos = [BLOB, ContentInfo(BLOB.digest, os.lstat(blob).st_size), ContentInfo(BLOB.digest, 0)]
         assert await stores.content.head_many(infos) == [None, None, None]
 

@@ -12,10 +12,10 @@ import anyio
 
 import asyncmig
 from asyncmig import Options
+from tests.clock import SAFETY
 from tests.faults.states import check_protection, migrated_state, original_state
 from tests.torture.errors import WORKER, State, changed, state_of
 
-TIMEOUT = 20
 ROOT = Path(__file__).parents[2]
 AS_SOMEBODY = """
 import codecs, contextlib, os, resource, sys
@@ -63,7 +63,7 @@ def command(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=prepare,
-        timeout=TIMEOUT,
+        timeout=SAFETY,
         check=False,
     )
     return Ended(done.returncode, done.stderr.decode(errors="replace"))

@@ -301,7 +301,7 @@ class Live:
             shutil.copytree(self._directory / "kept" / path.name, path, symlinks=True)
 
     def _options(self, backend: str) -> list[str]:
-        return ["--address", str(self._daemon.address), "--timeout", "30", "--backend", backend]
+        return ["--address", str(self._daemon.address), "--timeout", "300", "--backend", backend]
 
     def cases(self, rng: random.Random, count: int) -> Iterator[Case]:
         """Random moments, of one process or the other or both."""

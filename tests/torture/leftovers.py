@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.clock import SAFETY
+
 _IDLE = ("AnyIO worker thread", "Trio thread")
 """Threads of the libraries' pools; whether they are at work, others count."""
 
@@ -38,7 +40,7 @@ def nothing_left() -> Iterator[None]:
 
 def _settle(files: Counter[str], threads: set[threading.Thread]) -> None:
     """A thread that has ended may still be about to vanish."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SAFETY
     while (_files() != files or not _threads() <= threads) and time.monotonic() < deadline:
         time.sleep(0.005)
 

@@ -23,6 +23,7 @@ import trio
 from asyncmig import concurrency
 from asyncmig.migration.progress import Progress
 from asyncmig.stores.containerd import bridge
+from tests.clock import SAFETY
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ class Points(Progress):
         if is_it:
             delivered = threading.Event()
             self._soon(partial(self._pull_and_tell, delivered))
-            assert delivered.wait(60), "the event loop is blocked"
+            assert delivered.wait(SAFETY), "the event loop is blocked"
 
     def _is_it(self, kind: Kind) -> bool:
         return kind is self.kind and self.counts[kind] == self.number and not self.fired
@@ -137,7 +138,7 @@ class Points(Progress):
 
     def is_idle(self) -> bool:
         """Whether no thread works any more.  One that has just told its result may still be on its way out."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SAFETY
         while self._running and time.monotonic() < deadline:
             time.sleep(0.001)
         return self._running == 0

@@ -296,7 +296,11 @@ class Scale(Campaign):
             size = shape.full if is_full else shape.few
             for semantics in ("hardened", "upstream") if is_full else shape.semantics_of_few:
                 if not shape.alone or (is_full and semantics == "hardened"):
-                    yield Case(f"{shape.name}, {semantics}", partial(try_shape, directory, shape, size, semantics), 1 + is_full)
+                    yield Case(
+                        f"{shape.name}, {semantics}",
+                        partial(try_shape, directory, shape, size, semantics, is_full),
+                        1 + is_full,
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,17 +316,19 @@ class Result:
     rolled_back: bool
 
 
-def try_shape(directory: Path, shape: Shape, size: int, semantics: str) -> None:
-    """Half of it, if it is large, and all of it: both must be right, and take no more than their share."""
-    large = size == shape.full
-    half = _try_size(directory, shape, size // 2, semantics) if large and not shape.alone else None
+def try_shape(directory: Path, shape: Shape, size: int, semantics: str, is_full: bool) -> None:
+    """Half of it, in a long run, and all of it: both must be right, and take no more than their share.
+
+    Of time, too, in a long run; ``make test`` says nothing about the machine.
+    """
+    half = _try_size(directory, shape, size // 2, semantics) if is_full and not shape.alone else None
     whole = _try_size(directory, shape, size, semantics)
     for result, count in ((half, size // 2), (whole, size)):
         if result is not None:
             most = 100 + shape.per_thousand * count / 1000
             assert result.megabytes < most, f"{count}: {result.megabytes:.0f} MB, more than {most:.0f}"
             longest = 10 + shape.seconds_per_thousand * count / 1000
-            assert result.seconds < longest, f"{count}: {result.seconds:.1f} s, more than {longest:.0f}"
+            assert not is_full or result.seconds < longest, f"{count}: {result.seconds:.1f} s, more than {longest:.0f}"
     if half is not None:
         # Twice as much, and what a busy machine adds; four times would be what grows with the square.
         longest = 3 * half.seconds + 2

@@ -43,6 +43,7 @@ Request_contra = TypeVar("Request_contra", contravariant=True)
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _SHORTEST_CALL = 0.1
+_sleep = anyio.sleep
 
 
 class UnaryMethod(Protocol[Request_contra, Reply_co]):
@@ -280,7 +281,7 @@ class _Outage:
         if time.monotonic() + self._pause > self._since + limit:
             text = f"{error}; gave up after {limit:g} s" if limit else str(error)
             raise ContainerdUnavailableError(self._client.address, self._name, text) from error
-        await anyio.sleep(self._pause)
+        await _sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 

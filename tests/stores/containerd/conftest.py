@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asyncmig.stores.containerd.client import Client
 from asyncmig.stores.containerd.stores import open_containerd
 from asyncmig.stores.ports import Stores
 from tests.caches import V1Cache, sample_cache
@@ -42,13 +45,42 @@ def worker(cache: V1Cache, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def stores_of(fake: FakeContainerd, *, patience: float = 10.0, concurrency: int = 8) -> AsyncIterator[Stores]:
+async def stores_of(fake: FakeContainerd, *, patience: float = 300.0, concurrency: int = 8) -> AsyncIterator[Stores]:
     """The ports over ``fake``, with its calls counted from now on."""
     async with open_containerd(
         str(fake.address), namespace="buildkit", snapshotter="overlayfs", concurrency=concurrency, patience=patience
     ) as running:
         fake.calls.clear()
         yield running.stores
+
+
+class Received:
+    """Counts the messages of lists that the client has received.
+
+    A server that has sent some and then breaks the connection can wait until they have arrived.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._count = 0
+        stream = Client.stream
+
+        async def counted(*args: Any) -> AsyncGenerator[Any]:
+            async with aclosing(stream(*args)) as replies:
+                async for reply in replies:
+                    self._count += 1
+                    yield reply
+
+        monkeypatch.setattr(Client, "stream", counted)
+
+    async def until(self, count: int) -> None:
+        """Wait until so many have arrived.  On the server's event loop."""
+        while self._count < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> Received:
+    return Received(monkeypatch)
 
 
 def bridge_threads() -> list[str]:

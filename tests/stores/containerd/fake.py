@@ -113,7 +113,7 @@ class FakeContainerd:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="fake-containerd")
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(120)
 
     def stop(self) -> None:
         """End every connection and remove the socket.  ``start`` works afterwards."""

@@ -13,6 +13,7 @@ import sniffio
 
 from asyncmig.errors import StoreError
 from asyncmig.stores.containerd.bridge import open_bridge
+from tests.clock import SAFETY
 from tests.stores.containerd.conftest import bridge_threads
 
 pytestmark = pytest.mark.anyio
@@ -58,20 +59,30 @@ async def test_errors_come_out_as_they_are() -> None:
             await bridge.run(fail)
 
 
+async def cancel_when(event: threading.Event, scope: anyio.CancelScope) -> None:
+    assert await anyio.to_thread.run_sync(event.wait, SAFETY)
+    scope.cancel()
+
+
 async def test_cancellation_waits_for_the_other_side_to_end() -> None:
     events = []
+    begun = threading.Event()
 
     async def work() -> None:
         try:
-            await anyio.sleep(10)
+            begun.set()
+            await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.05)
             events.append("cleaned up")
 
     async with open_bridge() as bridge:
-        with anyio.move_on_after(0.02) as scope:
-            await bridge.run(work)
+        async with anyio.create_task_group() as group:
+            scope = anyio.CancelScope()
+            group.start_soon(cancel_when, begun, scope)
+            with scope:
+                await bridge.run(work)
         events.append("back")
     assert scope.cancelled_caught
     assert events == ["cleaned up", "back"]
@@ -84,16 +95,17 @@ async def test_functions_run_at_a_time() -> None:
             await anyio.sleep(0.001)
 
     barrier: list[int] = []
-    with anyio.fail_after(5):
+    with anyio.fail_after(SAFETY):
         async with open_bridge() as bridge, anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(bridge.run, work)
 
 
 async def test_no_thread_stays_when_the_program_is_cancelled() -> None:
-    with anyio.move_on_after(0.05):
+    with anyio.CancelScope() as scope:
         async with open_bridge():
-            await anyio.sleep(10)
+            scope.cancel()
+            await anyio.sleep_forever()
     assert not bridge_threads()
 
 

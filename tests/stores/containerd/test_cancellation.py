@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from asyncmig import Options
 from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from tests.caches import V1Cache, final_state, labels_of, migrate_with, original_state, sample_cache
+from tests.clock import SAFETY
 from tests.states import tree_state
 from tests.stores.containerd.conftest import bridge_threads, sockets, stores_of
 from tests.stores.containerd.fake import FakeContainerd
@@ -35,6 +37,9 @@ BEFORE_THE_TAIL = [
 ]  # fmt: skip
 IN_THE_TAIL = ["Leases/Create", "Leases/AddResource", "Snapshots/Update", "Content/Update"]
 CALLS = BEFORE_THE_TAIL + IN_THE_TAIL
+ROLLBACK_READS = ["Version/Version", "Leases/ListResources"]
+ROLLBACK_CHANGES = ["Snapshots/Update", "Content/Update", "Leases/Delete"]
+CHANGES = {*IN_THE_TAIL, *ROLLBACK_CHANGES}
 WITH_BOTH = [(HARDENED, call) for call in CALLS] + [(UPSTREAM, call) for call in CALLS if call != "Content/Read"]
 """One means of each kind is tried with both semantics; what tells the others from it has nothing to do with them."""
 
@@ -44,15 +49,19 @@ def name_of(value: object) -> str:
 
 
 class AtCall:
-    """A hook that tells of a call, and keeps it waiting until the cancellation has had time to arrive.
+    """A hook that tells of a call, and keeps it waiting until the cancellation has arrived.
 
-    It is the first of its name; of AddResource the second, because the preflight makes one.
+    It is the first of its name; of AddResource the second, because the preflight makes one.  A call that changes something is
+    answered when ``go_on`` is set, because then the cancellation has to wait for its end; any other never, unless
+    ``is_answered``, so that only the cancellation ends it.
     """
 
-    def __init__(self, fake: FakeContainerd, call: str) -> None:
+    def __init__(self, fake: FakeContainerd, call: str, *, is_answered: bool = False) -> None:
         self.begun = threading.Event()
+        self.go_on = threading.Event()
         self.on_call: Callable[[], None] = lambda: None
         self._call = call
+        self._is_answered = is_answered or call in CHANGES
         self._fake = fake
         fake.before = self
 
@@ -61,10 +70,11 @@ class AtCall:
         if name == self._call and self._fake.calls[name] == first:
             self.begun.set()
             self.on_call()
-            await asyncio.sleep(0.1)
+            while not (self._is_answered and self.go_on.is_set()):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
 
     async def wait(self) -> None:
-        assert await anyio.to_thread.run_sync(self.begun.wait, 10), "the call was not made"
+        assert await anyio.to_thread.run_sync(self.begun.wait, SAFETY), "the call was not made"
 
 
 async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path: Path, semantics: Semantics = HARDENED) -> None:
@@ -87,7 +97,7 @@ async def check_outcome(call: str, fake: FakeContainerd, worker: Path, tmp_path:
 
 async def check_nothing_left() -> None:
     assert not bridge_threads()
-    with anyio.fail_after(5):
+    with anyio.fail_after(SAFETY):
         # The server is in this process; it keeps its end of a connection for a moment, and its listening socket.
         while len(sockets()) > LISTENING + EVENT_LOOPS:  # noqa: ASYNC110
             await anyio.sleep(0.01)
@@ -104,12 +114,13 @@ def migrate(fake: FakeContainerd, worker: Path, semantics: Semantics = HARDENED)
 
 async def cancelled_at(at: AtCall, work: Callable[[], Awaitable[object]]) -> None:
     """Do the work in a scope that is cancelled at a call; the scope must get to know it."""
-    with anyio.fail_after(10), anyio.CancelScope() as scope:
+    with anyio.fail_after(SAFETY), anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
 
             async def cancel() -> None:
                 await at.wait()
                 scope.cancel()
+                at.go_on.set()
 
             group.start_soon(cancel)
             await work()
@@ -132,9 +143,10 @@ async def test_a_failing_sibling(call: str, fake: FakeContainerd, worker: Path, 
 
     async def fail() -> None:
         await at.wait()
+        at.go_on.set()
         raise ValueError("sibling")
 
-    with anyio.fail_after(10), pytest.raises(ExceptionGroup):  # noqa: PT012
+    with anyio.fail_after(SAFETY), pytest.raises(ExceptionGroup):  # noqa: PT012
         async with anyio.create_task_group() as group:
             group.start_soon(fail)
             await migrate(fake, worker)
@@ -148,11 +160,12 @@ async def test_a_cancelled_trio_nursery(call: str, fake: FakeContainerd, worker:
     import trio  # noqa: PLC0415
 
     at = AtCall(fake, call)
-    with trio.fail_after(10):
+    with trio.fail_after(SAFETY):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(migrate, fake, worker)
             await at.wait()
             nursery.cancel_scope.cancel()
+            at.go_on.set()
     await check_outcome(call, fake, worker, tmp_path)
 
 
@@ -169,8 +182,9 @@ async def test_task_cancel(call: str, times: int, fake: FakeContainerd, worker: 
     for _ in range(times):
         task.cancel()
         await asyncio.sleep(0.01)
+    at.go_on.set()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, SAFETY)
     await check_outcome(call, fake, worker, tmp_path)
 
 
@@ -180,8 +194,13 @@ async def test_asyncio_timeout(call: str, fake: FakeContainerd, worker: Path, tm
     at = AtCall(fake, call)
     loop = asyncio.get_running_loop()
     with pytest.raises(TimeoutError):  # noqa: PT012
-        async with asyncio.timeout(10) as timeout:
-            at.on_call = lambda: loop.call_soon_threadsafe(timeout.reschedule, loop.time())  # type: ignore[assignment]
+        async with asyncio.timeout(SAFETY) as timeout:
+
+            def expire() -> None:
+                timeout.reschedule(loop.time())
+                at.go_on.set()
+
+            at.on_call = lambda: loop.call_soon_threadsafe(expire)  # type: ignore[assignment]
             await migrate(fake, worker)
     assert at.begun.is_set()
     await check_outcome(call, fake, worker, tmp_path)
@@ -196,6 +215,7 @@ async def test_a_failing_sibling_in_an_asyncio_task_group(
 
     async def fail() -> None:
         await at.wait()
+        at.go_on.set()
         raise ValueError("sibling")
 
     async def run() -> None:
@@ -209,10 +229,6 @@ async def test_a_failing_sibling_in_an_asyncio_task_group(
 
 
 # -- a rollback
-
-
-ROLLBACK_READS = ["Version/Version", "Leases/ListResources"]
-ROLLBACK_CHANGES = ["Snapshots/Update", "Content/Update", "Leases/Delete"]
 
 
 @pytest.mark.parametrize("call", ROLLBACK_READS + ROLLBACK_CHANGES)
@@ -244,7 +260,7 @@ async def test_a_rollback_that_is_cancelled_as_it_begins(
         anyio.from_thread.run_sync(scope.cancel)
 
     monkeypatch.setattr(JournalFile, "note_rollback", note_and_cancel)
-    with anyio.fail_after(10), anyio.CancelScope() as scope:
+    with anyio.fail_after(SAFETY), anyio.CancelScope() as scope:
         await asyncmig.rollback(worker, Options(address=str(fake.address)))
         await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
@@ -265,11 +281,27 @@ def test_ctrl_c_in_a_program(call: str, fake: FakeContainerd, worker: Path, tmp_
     at = AtCall(fake, call)
     command = [sys.executable, "-c", PROGRAM, str(worker), str(fake.address), anyio_backend]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        at.on_call = lambda: os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+
+        def interrupt() -> None:
+            os.kill(process.pid, signal.SIGINT)
+            at.go_on.set()
+
+        at.on_call = interrupt
+        _, errors = process.communicate(timeout=SAFETY)
     assert at.begun.is_set()
     assert "KeyboardInterrupt" in errors
     anyio.run(check_outcome, call, fake, worker, tmp_path)
+
+
+@contextmanager
+def killed_if_it_hangs(process: subprocess.Popen[str]) -> Iterator[None]:
+    timer = threading.Timer(SAFETY, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -288,7 +320,15 @@ def test_a_signal_to_the_command(
                 os.kill(process.pid, number)
 
         at.on_call = interrupt
-        output, errors = process.communicate(timeout=30)
+        errors = ""
+        with killed_if_it_hangs(process):
+            assert process.stderr is not None
+            assert process.stdout is not None
+            for line in process.stderr:
+                errors += line
+                if "please wait" in line:  # it has seen them
+                    at.go_on.set()
+            output = process.stdout.read()
     assert at.begun.is_set()
     if call in BEFORE_THE_TAIL:
         assert process.returncode == 128 + number
@@ -308,7 +348,7 @@ async def test_an_event_loop_that_is_torn_down_leaves_no_connection(fake: FakeCo
     async def use() -> None:
         async with stores_of(fake):
             opened.set()
-            await asyncio.sleep(10)
+            await asyncio.Event().wait()
 
     task = asyncio.ensure_future(use())
     await opened.wait()
@@ -317,23 +357,28 @@ async def test_an_event_loop_that_is_torn_down_leaves_no_connection(fake: FakeCo
     await asyncio.sleep(0)
     for other in asyncio.all_tasks() - theirs:
         other.cancel()
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=SAFETY)
     assert task.cancelled()
-    with anyio.fail_after(5):  # for the other end of it
+    with anyio.fail_after(SAFETY):  # for the other end of it
         while len(sockets()) > before:  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 
 def test_a_signal_that_is_ignored_stays_so(fake: FakeContainerd, worker: Path, anyio_backend: str) -> None:
     """``nohup asyncmig migrate ...`` goes on when the terminal goes."""
-    at = AtCall(fake, "Snapshots/Stat")
+    at = AtCall(fake, "Snapshots/Stat", is_answered=True)
     program = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
     command = [sys.executable, "-m", "asyncmig", "migrate", str(worker), "--address", str(fake.address)]
     with subprocess.Popen(
         [sys.executable, "-c", program, *command, "--backend", anyio_backend], stdout=subprocess.PIPE, text=True
     ) as process:
-        at.on_call = lambda: os.kill(process.pid, signal.SIGHUP)
-        output, _ = process.communicate(timeout=30)
+
+        def hang_up() -> None:
+            os.kill(process.pid, signal.SIGHUP)
+            at.go_on.set()
+
+        at.on_call = hang_up
+        output, _ = process.communicate(timeout=SAFETY)
     assert at.begun.is_set()
     assert (process.returncode, output[:9]) == (0, "migrated ")
 

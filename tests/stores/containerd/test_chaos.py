@@ -20,6 +20,7 @@ from asyncmig import AsyncmigError, Options
 from asyncmig.migration.semantics import HARDENED, UPSTREAM, Semantics
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import V1Cache, final_state, marked_cache, migrate_with, original_state
+from tests.clock import SAFETY
 from tests.stores.containerd.fake import Drop, FakeContainerd
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +135,7 @@ def state_after_a_kill(
         command = [sys.executable, "-c", PROGRAM, killed, str(worker), str(address), semantics.name, backend]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             at.pid = process.pid
-            code = process.wait(30)
+            code = process.wait(SAFETY)
         at.pid = 0
         assert code in (0, -signal.SIGKILL)
         if fake.calls.total() <= point // 2:

@@ -18,6 +18,7 @@ from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
     SnapshotsStub,
 )
 from asyncmig.stores.containerd.unary import LONGEST_ANSWER, UnaryProtocol
+from tests.clock import SAFETY
 from tests.stores.containerd.test_unary import (
     CONTINUATION,
     DATA,
@@ -179,7 +180,7 @@ async def test_an_answer_may_be_long() -> None:
         return [first, *(frame(DATA, 0, stream, message[i : i + 16384]) for i in range(0, len(message), 16384)), last]
 
     async with serving(answering(answer)) as leases:
-        call: Any = leases.channel.request("/x", Cardinality.UNARY_UNARY, ListRequest, type(REPLY), timeout=5)
+        call: Any = leases.channel.request("/x", Cardinality.UNARY_UNARY, ListRequest, type(REPLY), timeout=SAFETY)
         async with call:
             await call.send_message(ListRequest(), end=True)
             assert len(await call._call.reply) == len(message)

@@ -25,8 +25,9 @@ from asyncmig.stores.containerd.stores import open_containerd
 from asyncmig.stores.memory import MemoryBlob, MemoryLease, MemorySnapshot
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo
 from tests.caches import ROOT, TIME, V1Cache, digest, labels_of
+from tests.clock import SAFETY
 from tests.migration.test_offline import Counting
-from tests.stores.containerd.conftest import bridge_threads, sockets, stores_of
+from tests.stores.containerd.conftest import Received, bridge_threads, sockets, stores_of
 from tests.stores.containerd.fake import PIECE, Drop, FakeContainerd
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +144,9 @@ async def test_calls_are_bounded_and_run_at_a_time(fake: FakeContainerd) -> None
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
-        await asyncio.sleep(0.005)
+        while peak < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)  # so that more could come if they were not bounded
         running -= 1
 
     async with stores_of(fake, concurrency=5) as stores:
@@ -157,7 +160,7 @@ async def test_nothing_is_left_behind(fake: FakeContainerd) -> None:
     async with stores_of(fake) as stores:
         await stores.snapshots.stat_many(["a"])
     assert not bridge_threads()
-    with anyio.fail_after(5):
+    with anyio.fail_after(SAFETY):
         while sockets() - before:  # noqa: ASYNC110  the server, in this process, closes its end a moment later
             await anyio.sleep(0.01)
 
@@ -308,7 +311,6 @@ async def test_a_read_that_is_interrupted_begins_anew(fake: FakeContainerd) -> N
         nonlocal pages
         pages += 1
         if pages == 2:
-            await asyncio.sleep(0.05)  # what has been sent arrives
             raise Drop
 
     fake.on_page = drop_the_second
@@ -367,18 +369,21 @@ async def test_the_filter_spares_what_is_not_wanted(fake: FakeContainerd) -> Non
 
 
 @pytest.mark.parametrize(("page", "call"), [(3, "Snapshots/List"), (3, "Content/List")])
-async def test_a_list_that_begins_anew_lists_nothing_twice(page: int, call: str, fake: FakeContainerd) -> None:
+async def test_a_list_that_begins_anew_lists_nothing_twice(
+    page: int, call: str, fake: FakeContainerd, received: Received
+) -> None:
     for i in range(500):
         fake.state.snapshots[f"s{i:04}"] = MemorySnapshot(Kind.COMMITTED)
         fake.state.blobs[digest(f"{i}")] = MemoryBlob(i)
-    count = 0
+    count = sent = 0
 
     async def drop(name: str, request: object) -> None:
-        nonlocal count
+        nonlocal count, sent
         count += name == call
         if name == call and count == page:
-            await asyncio.sleep(0.05)
+            await received.until(sent)
             raise Drop
+        sent += 1
 
     fake.on_page = drop
     async with stores_of(fake) as stores:
@@ -415,7 +420,7 @@ LEASE_IDS = [
 async def test_a_containerd_for_which_every_list_is_too_long(fake: FakeContainerd) -> None:
     fake.max_leases = -1
     async with stores_of(fake) as stores:
-        with anyio.fail_after(10), pytest.raises(TooLargeError, match="larger than max"):
+        with anyio.fail_after(SAFETY), pytest.raises(TooLargeError, match="larger than max"):
             await stores.leases.list_all()
     assert fake.calls["Leases/List"] < 50
 
@@ -495,7 +500,7 @@ async def test_the_new_verbs_count_what_they_dealt_with(fake: FakeContainerd) ->
     counts: list[int] = []
     fake.state.leases.update((name, MemoryLease({})) for name in "xyz")
     async with open_containerd(
-        str(fake.address), namespace="buildkit", snapshotter="overlayfs", concurrency=8, patience=10, progress=counts.append
+        str(fake.address), namespace="buildkit", snapshotter="overlayfs", concurrency=8, patience=300, progress=counts.append
     ) as running:
         stores = running.stores
         for verb, expected in (

@@ -20,6 +20,7 @@ from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.containerd.address import socket_path
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import V1Cache
+from tests.clock import SAFETY
 from tests.conftest import missing
 from tests.states import tree_state
 from tests.stores.containerd.fake import FakeContainerd
@@ -187,7 +188,7 @@ async def test_a_socket_that_only_root_may_use(fake: FakeContainerd, cache: V1Ca
     import sys  # noqa: PLC0415
 
     command = [sys.executable, "-c", PERMISSION_PROGRAM, str(worker), str(fake.address), anyio_backend]
-    with anyio.fail_after(30):
+    with anyio.fail_after(SAFETY):
         done = await anyio.run_process(command, check=True)
     assert b"version: no permission to use the socket; run as root" in done.stdout
 

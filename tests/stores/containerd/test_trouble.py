@@ -22,7 +22,8 @@ from asyncmig.stores.containerd.client import Client, Limits, NotFoundError, Uni
 from asyncmig.stores.memory import MemoryLease, MemorySnapshot
 from asyncmig.stores.ports import Kind, Lease, Protected, Resource
 from tests.caches import ROOT, digest
-from tests.stores.containerd.conftest import bridge_threads, stores_of
+from tests.clock import SAFETY, Clock
+from tests.stores.containerd.conftest import Received, bridge_threads, stores_of
 from tests.stores.containerd.fake import Drop, FakeContainerd, Hook
 
 pytestmark = pytest.mark.anyio
@@ -104,29 +105,41 @@ async def test_a_list_that_is_cut_short_begins_anew(
     assert fake.calls["Snapshots/List"] == 2
 
 
-async def test_a_list_that_always_breaks_at_one_place_is_given_up(fake: FakeContainerd) -> None:
+def drop_after(seconds: float, clock: Clock) -> Callable[[], Drop]:
+    """A connection that is lost when so much time has gone by."""
+
+    def trouble() -> Drop:
+        clock.jump(seconds)
+        return Drop()
+
+    return trouble
+
+
+async def test_a_list_that_always_breaks_at_one_place_is_given_up(fake: FakeContainerd, clock: Clock) -> None:
     many_views(fake)
-    AtPage(fake, 3, Drop, always=True)
-    with anyio.fail_after(10):
-        async with stores_of(fake, patience=0.5) as stores:
-            with pytest.raises(ContainerdUnavailableError, match=r"list snapshots: .*; gave up after 0\.5 s"):
-                await stores.snapshots.views()
+    AtPage(fake, 3, drop_after(40, clock), always=True)
+    async with stores_of(fake, patience=100) as stores:
+        with pytest.raises(ContainerdUnavailableError, match=r"list snapshots: .*; gave up after 100 s"):
+            await stores.snapshots.views()
 
 
-async def test_a_list_that_gets_on_is_not_given_up(fake: FakeContainerd) -> None:
+async def test_a_list_that_gets_on_is_not_given_up(fake: FakeContainerd, clock: Clock, received: Received) -> None:
     """Each time some pages further, it takes longer than any outage may."""
     expected = many_views(fake)
+    sent = 0
 
     async def further_each_time(name: str, request: Any) -> None:
+        nonlocal sent
         number = fake.calls[name]
         pages[number] += 1
         if pages[number] == 3 * number and number < 8:
-            await asyncio.sleep(0.05)  # what has been sent arrives
-            raise Drop
+            await received.until(sent)
+            raise drop_after(800, clock)()
+        sent += 1
 
     pages: Counter[int] = Counter()
     fake.on_page = further_each_time
-    async with stores_of(fake, patience=0.3) as stores:
+    async with stores_of(fake, patience=1000) as stores:
         assert {view.name for view in await stores.snapshots.views()} == expected
     assert fake.calls["Snapshots/List"] == 8
 
@@ -157,17 +170,15 @@ async def test_other_lost_answers_do_no_harm(call: str, fake: FakeContainerd) ->
 
 
 @pytest.mark.parametrize("stale_socket", [True, False], ids=["refused", "no such file"])
-async def test_a_server_that_comes_back_is_waited_for(stale_socket: bool, fake: FakeContainerd) -> None:
+async def test_a_server_that_comes_back_is_waited_for(stale_socket: bool, fake: FakeContainerd, clock: Clock) -> None:
     """Killed, it leaves a socket that refuses; ended in order, it removes it."""
     async with stores_of(fake) as stores:
         await stores.snapshots.stat_many(["a"])
         await anyio.to_thread.run_sync(fake.stop)
         if stale_socket:
             leave_stale_socket(fake.address)
-        timer = threading.Timer(0.3, fake.start)
-        timer.start()
+        clock.on_pause = lambda number: fake.start() if number == 5 else None
         found = await stores.snapshots.stat_many(["a", "b"])
-        timer.join()
     assert [info and info.name for info in found] == ["a", "b"]
 
 
@@ -178,10 +189,10 @@ def leave_stale_socket(path: Path) -> None:
         stale.bind(str(path))
 
 
-async def test_a_server_that_stays_away_is_given_up(fake: FakeContainerd) -> None:
-    async with stores_of(fake, patience=0.3) as stores:
+async def test_a_server_that_stays_away_is_given_up(fake: FakeContainerd, clock: Clock) -> None:
+    async with stores_of(fake, patience=100) as stores:
         await anyio.to_thread.run_sync(fake.stop)
-        message = r"containerd\.sock: stat snapshot a: (nobody|the connection) .*; gave up after 0\.3 s"
+        message = r"containerd\.sock: stat snapshot a: (nobody|the connection) .*; gave up after 100 s"
         with pytest.raises(ContainerdUnavailableError, match=message):
             await stores.snapshots.stat_many(["a"])
     assert not bridge_threads()
@@ -207,32 +218,34 @@ async def test_a_server_that_is_going_down_is_asked_again(error: GRPCError, fake
 # -- a server that is slow, or refuses
 
 
-async def test_a_silent_server_is_given_up_and_its_call_is_reset(fake: FakeContainerd) -> None:
+async def test_a_silent_server_is_given_up_and_its_call_is_reset(fake: FakeContainerd, clock: Clock) -> None:
     reset = threading.Event()
 
     async def silent(name: str, request: Any) -> None:
         if name == "Snapshots/Stat":
+            clock.jump(61)
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 reset.set()
                 raise
 
-    async with stores_of(fake, patience=0.2) as stores:
+    async with stores_of(fake, patience=60) as stores:
         fake.before = silent
-        with pytest.raises(ContainerdUnavailableError, match=r"stat snapshot a: no answer within 0\.2 s; gave up"):
+        with pytest.raises(ContainerdUnavailableError, match=r"stat snapshot a: no answer within 60\.0 s; gave up after 60 s"):
             await stores.snapshots.stat_many(["a"])
-        assert await anyio.to_thread.run_sync(reset.wait, 5)
+        assert await anyio.to_thread.run_sync(reset.wait, SAFETY)
 
 
-async def test_a_slow_answer_is_waited_for(fake: FakeContainerd) -> None:
+async def test_a_slow_answer_is_waited_for(fake: FakeContainerd, clock: Clock) -> None:
     async def slow(name: str, request: Any) -> None:
-        await asyncio.sleep(0.2)
+        clock.jump(30)
 
     async with stores_of(fake) as stores:
         fake.before = slow
         assert [info and info.name for info in await stores.snapshots.stat_many(["a"])] == ["a"]
     assert fake.calls["Snapshots/Stat"] == 2, "one for the sample"
+    assert clock.pauses == 0
 
 
 @pytest.mark.parametrize(
@@ -286,18 +299,19 @@ class TestTasks:
         await client.call(client.snapshots.stat, StatSnapshotRequest(snapshotter="overlayfs", key=name), name)
 
     @pytest.mark.parametrize("trouble", ["lost", "silent"])
-    async def test_no_cancellation_stays_pending(self, trouble: str, fake: FakeContainerd) -> None:
+    async def test_no_cancellation_stays_pending(self, trouble: str, fake: FakeContainerd, clock: Clock) -> None:
         """With ``cancelling()`` raised, TaskGroup and timeout take a later error for a cancellation (seen on Python 3.13)."""
 
         async def misbehave(name: str, request: Any) -> None:
             if trouble == "lost":
                 raise Drop
-            await asyncio.sleep(60)
+            clock.jump(61)
+            await asyncio.Event().wait()
 
         fake.before = misbehave
         task = asyncio.current_task()
         assert task is not None
-        with Client(str(fake.address), "buildkit", Limits(call=0.1, outage=0)) as client:
+        with Client(str(fake.address), "buildkit", Limits(call=60, outage=0)) as client:
             for _ in range(3):
                 with pytest.raises(ContainerdUnavailableError):
                     await self.stat(client)
@@ -311,12 +325,12 @@ class TestTasks:
                     group.create_task(fail())
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
-                    await asyncio.sleep(1)
+                    await asyncio.Event().wait()
             await asyncio.sleep(0)
 
     async def test_a_native_cancellation_during_an_outage_is_not_lost(self, fake: FakeContainerd) -> None:
         fake.stop()
-        with Client(str(fake.address), "buildkit", Limits(call=1, outage=60)) as client:
+        with Client(str(fake.address), "buildkit", Limits(call=60, outage=60)) as client:
             task = asyncio.create_task(self.stat(client))
             await asyncio.sleep(0.1)
             task.cancel()
@@ -329,10 +343,10 @@ class TestTasks:
 
         async def hold(name: str, request: Any) -> None:
             loop.call_soon_threadsafe(begun.set)
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         fake.before = hold
-        with Client(str(fake.address), "buildkit", Limits(call=5, outage=60)) as client:
+        with Client(str(fake.address), "buildkit", Limits(call=60, outage=60)) as client:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self.stat, client)
@@ -359,7 +373,7 @@ class TestTasks:
 
     async def test_trouble_with_a_connection_that_is_half_taken_down(self, fake: FakeContainerd) -> None:
         """grpclib then raises what it stumbles over, an AttributeError for one."""
-        with Client(str(fake.address), "buildkit", Limits(outage=5)) as client:
+        with Client(str(fake.address), "buildkit", Limits(outage=60)) as client:
             attempts = 0
 
             async def stumble(message: StatSnapshotRequest, **limit: Any) -> Any:
@@ -388,7 +402,7 @@ async def test_a_cancelled_batch_resets_its_calls_at_once(fake: FakeContainerd) 
     async def hold(name: str, request: Any) -> None:
         begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             reset.set()
             raise
@@ -400,12 +414,12 @@ async def test_a_cancelled_batch_resets_its_calls_at_once(fake: FakeContainerd) 
             await anyio.to_thread.run_sync(begun.wait)
             scope.cancel()
 
-        with anyio.fail_after(5), anyio.CancelScope() as scope:
+        with anyio.fail_after(SAFETY), anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(cancel)
                 await stores.leases.protect_many([Lease(f"{i}") for i in range(100)])
         assert scope.cancelled_caught
-        assert await anyio.to_thread.run_sync(reset.wait, 5), "the server was told"
+        assert await anyio.to_thread.run_sync(reset.wait, SAFETY), "the server was told"
         fake.before = once("", Drop)
         assert await stores.leases.protect_many([Lease("after")]), "and the stores can be used again"
     assert not bridge_threads()
@@ -414,8 +428,11 @@ async def test_a_cancelled_batch_resets_its_calls_at_once(fake: FakeContainerd) 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("how", ["cancel", "timeout", "sibling"])
 async def test_native_cancellation_of_a_batch(how: str, fake: FakeContainerd) -> None:
+    begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
     async def hold(name: str, request: Any) -> None:
-        await asyncio.sleep(60)
+        loop.call_soon_threadsafe(begun.set)
+        await asyncio.Event().wait()
 
     async with stores_of(fake) as stores:
         fake.before = hold
@@ -424,18 +441,23 @@ async def test_native_cancellation_of_a_batch(how: str, fake: FakeContainerd) ->
             await stores.leases.protect_many([Lease(f"{i}") for i in range(100)])
 
         async def fail() -> None:
-            await asyncio.sleep(0.05)
+            await begun.wait()
             raise ValueError("sibling")
 
         async def cancel_it() -> None:
             task = asyncio.create_task(batch())
-            await asyncio.sleep(0.05)
+            await begun.wait()
             task.cancel()
             await task
 
         async def time_out() -> None:
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(SAFETY) as timeout, asyncio.TaskGroup() as group:
+                group.create_task(expire(timeout))
                 await batch()
+
+        async def expire(limit: asyncio.Timeout) -> None:
+            await begun.wait()
+            limit.reschedule(0)
 
         async def with_sibling() -> None:
             async with asyncio.TaskGroup() as group:
@@ -448,7 +470,7 @@ async def test_native_cancellation_of_a_batch(how: str, fake: FakeContainerd) ->
             "sibling": (with_sibling, ExceptionGroup),
         }
         function, expected = ways[how]
-        with anyio.fail_after(5), pytest.raises(expected):
+        with anyio.fail_after(SAFETY), pytest.raises(expected):
             await function()
 
 
