@@ -83,6 +83,12 @@ def real_cache(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _unpack(shared / "caches" / "buildkit-0.6.4-oci-overlayfs.tar.xz", tmp_path_factory) / "buildkit"
 
 
+@pytest.fixture(scope="session", params=["killed-12-0", "killed-12-6"])
+def killed_cache(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a real BuildKit v0.6.4 daemon that was killed, the second one while it pruned; don't change it in place."""
+    return _unpack(shared / "caches" / f"buildkit-0.6.4-{request.param}.tar.xz", tmp_path_factory) / "buildkit"
+
+
 def _unpack(archive: Path, factory: pytest.TempPathFactory) -> Path:
     target = factory.mktemp(archive.name.split(".")[0])
     with tarfile.open(archive) as tar:

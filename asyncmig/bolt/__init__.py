@@ -7,6 +7,7 @@ from asyncmig.bolt.contents import Contents, edit_buckets, nested_contents, read
 from asyncmig.bolt.cursor import Cursor
 from asyncmig.bolt.db import Db
 from asyncmig.bolt.dump import dump
+from asyncmig.bolt.fingerprint import content_digest
 from asyncmig.bolt.format import BucketValue
 from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.rebuild import rebuild
@@ -31,6 +32,7 @@ __all__ = [
     "build_bucket",
     "build_file",
     "check",
+    "content_digest",
     "dump",
     "edit_buckets",
     "nested_contents",

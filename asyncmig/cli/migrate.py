@@ -14,7 +14,14 @@ import click
 import asyncmig
 from asyncmig.cli.changes import change_line
 from asyncmig.cli.changing import run_reporting
-from asyncmig.cli.options import cache_options, check_not_empty, report_option, running_options, semantics_options
+from asyncmig.cli.options import (
+    cache_options,
+    check_not_empty,
+    drop_limit_option,
+    report_option,
+    running_options,
+    semantics_options,
+)
 from asyncmig.cli.output import writing_output
 from asyncmig.cli.reports import check_report_path
 from asyncmig.cli.view import print_report
@@ -76,6 +83,7 @@ def plan(path: str, as_json: bool, report: str | None, progress: str, backend: s
 
 @click.command(short_help="Undo a migration.")
 @cache_options
+@drop_limit_option
 @click.option("--dry-run", is_flag=True, help="Show whether it can be undone and what would change.  Change nothing.")
 @report_option
 @running_options

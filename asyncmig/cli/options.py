@@ -50,6 +50,15 @@ def _decorated(command: Command, *decorators: Callable[[Any], Any]) -> Command:
     return decorated
 
 
+drop_limit_option = click.option(
+    "--max-dropped",
+    type=click.FloatRange(0, 100),
+    default=5,
+    show_default=True,
+    metavar="PERCENT",
+    help="Refuse to begin if more than PERCENT of the cache would be lost, or is missing.",
+)
+
 _CACHE = (
     click.argument("path", type=click.Path()),
     click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="The kind of cache."),
@@ -104,14 +113,7 @@ _SEMANTICS = (
         show_default=True,
         help="What to do about broken records.  This option and the next two need --semantics hardened.",
     ),
-    click.option(
-        "--max-dropped",
-        type=click.FloatRange(0, 100),
-        default=5,
-        show_default=True,
-        metavar="PERCENT",
-        help="Refuse to begin if more than PERCENT of the records would be dropped.",
-    ),
+    drop_limit_option,
     click.option(
         "--strip-leftovers",
         is_flag=True,

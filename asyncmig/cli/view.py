@@ -21,6 +21,7 @@ _HEADLINES = {
     Outcome.COMPLETED: "migration completed:",
     Outcome.WOULD_MIGRATE: "plan: would migrate",
     Outcome.ALREADY_MIGRATED: "already migrated:",
+    Outcome.INTERRUPTED: "interrupted: run 'asyncmig migrate' again to complete it:",
     Outcome.NOTHING_TO_DO: "nothing to do: no metadata.db in",
     Outcome.ROLLED_BACK: "rolled back",
     Outcome.WOULD_ROLL_BACK: "dry run: would roll back",
@@ -36,7 +37,10 @@ _PREPARED = (Outcome.MIGRATED, Outcome.WOULD_MIGRATE)
 
 def print_report(report: Report, seconds: float) -> None:
     """Print it."""
-    say(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
+    headline = _HEADLINES[report.outcome]
+    if report.outcome is Outcome.INTERRUPTED and report.refused:
+        headline = "interrupted: run 'asyncmig rollback' again to complete it:"
+    say(f"{headline} {printable(report.path)}")
     for name, text in _facts(report, seconds):
         say(f"  {name + ':':<16}{text}")
     _print_decisions(report)
@@ -95,7 +99,14 @@ def _facts(report: Report, seconds: float) -> Iterator[tuple[str, str]]:
 def _records(report: Report) -> str:
     counts = report.counts
     text = f"{counts.records:,}"
-    if counts.holders:
+    if counts.deleted or counts.dropped:
+        text = f"{counts.found:,} found, {counts.records:,} kept"
+        if counts.deleted:
+            text += f", {counts.deleted:,} deleted (the daemon had begun to)"
+        if counts.dropped:
+            text += f", {counts.dropped:,} dropped ({counts.dropped * 100 / counts.found:.3g} %)"
+        text += f"; {counts.holders:,} of those kept are not finalised" if counts.holders else ""
+    elif counts.holders:
         text += f", {counts.holders:,} of them not finalised (they share another record's snapshot)"
     return text
 

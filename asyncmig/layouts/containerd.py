@@ -6,7 +6,7 @@ Source of the paths: containerd's plugin ids.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from asyncmig.errors import LayoutError, StrPath, printable
@@ -51,6 +51,12 @@ class ContainerdLayout(Layout):
         socket = socket_path(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         snapshotter = snapshotter or DEFAULT_SNAPSHOTTER
         return cls(directory=directory, links=links, namespace=namespace, snapshotter=snapshotter, address=socket)
+
+    def at(self, place: str) -> ContainerdLayout:
+        """The same cache with its stores at ``place``: a socket, or the root directory of a stopped containerd."""
+        if os.path.isdir(place):
+            return replace(self, address=None, containerd_root=place)
+        return replace(self, address=place, containerd_root="")
 
     @property
     def root(self) -> str:

@@ -76,6 +76,11 @@ class Layout(ABC):
         return None
 
     @property
+    def place(self) -> str:
+        """Where the stores are: a socket or a root directory; "" for the worker directory itself."""
+        return self.address or (self.root if self.root != self.directory else "")
+
+    @property
     @abstractmethod
     def root(self) -> str:
         """The directory that holds the files of the stores; no link may lead out of it."""

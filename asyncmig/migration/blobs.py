@@ -101,7 +101,9 @@ def _apply_examined(
         digest, diff_id = mapped or (record.blob, record.diff_id)
         if not digest:
             continue
+        cache.wanted_blobs += 1
         if digest not in usable or not diff_id:
+            cache.lost_blobs += digest not in usable
             _go_without(cache, record, digest, known)
             continue
         record.blob, record.diff_id = digest, diff_id

@@ -26,19 +26,28 @@ _FAIL_ADVICE = "--on-broken fail stops here; the default, --on-broken repair, go
 class Cache:
     """The open v1 database, its records in the order of their ids, and what is to be reported about them.
 
+    ``place``: where the stores are, as :class:`Journal` has it.
+
     ``malformed``: records with a malformed value, and what is wrong with it.  ``dropped``: ids of the records that are not to
-    be in the new database.  ``dead_blobs``: blobs of records whose data is missing, though the content store knows them.
+    be in the new database; ``freed_snapshots`` and ``freed_blobs``: what they have kept.  ``dead_blobs``: blobs of records
+    whose data is missing, though the content store knows them.  ``wanted_blobs``: how many records name a blob, and
+    ``lost_blobs`` how many of them do without it because it is not there.
     """
 
     database: MetadataDb
     semantics: Semantics
     reporter: Reporter[Report]
     policy: Policy = field(default_factory=Policy)
+    place: str = ""
     records: list[Record] = field(default_factory=list)
     by_id: dict[str, Record] = field(default_factory=dict)
     malformed: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
+    freed_snapshots: set[str] = field(default_factory=set)
+    freed_blobs: set[str] = field(default_factory=set)
     dead_blobs: set[str] = field(default_factory=set)
+    wanted_blobs: int = 0
+    lost_blobs: int = 0
 
     def forget_records(self, checkpoint: Checkpoint) -> None:
         """Drop the records: the tail needs leases and labels only, and would add to what is the most memory so far."""

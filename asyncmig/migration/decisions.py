@@ -22,7 +22,10 @@ class Action(StrEnum):
 
     REPAIRED = "repaired"
     """It stays, or what goes has no data of its own."""
+    DELETED = "deleted"
+    """The daemon had begun to delete it, and the deletion is completed; it is no loss, and counts against no limit."""
     DROPPED = "dropped"
+    """It does not get into the new database, though nobody had meant to delete it."""
 
 
 class Code(StrEnum):
@@ -37,7 +40,7 @@ class Code(StrEnum):
     SNAPSHOT_MISSING = "snapshot-missing"
     """It has no snapshot: its data is gone, or it is a stub that never had any."""
     MARKED_DELETED = "marked-deleted"
-    """The daemon had begun to delete it."""
+    """The daemon had begun to delete it, or the record that holds its data."""
     RECORD_MISSING = "record-missing"
     """Its snapshot is there, and others are built on it, but the record is not."""
     PARENT_MISSING = "parent-missing"

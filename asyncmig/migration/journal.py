@@ -19,11 +19,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
-from asyncmig.bolt import Checkpoint
+from asyncmig.bolt import Checkpoint, PageFile, content_digest
 from asyncmig.bolt.files import close, status, sync_all, sync_directory
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
@@ -31,9 +30,7 @@ from asyncmig.errors import DatabaseError, UncertainCommitError, printable
 from asyncmig.layouts.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
-VERSION = 2
-_FINGERPRINT_BYTES = 2 * 65536
-"""Both meta pages, whatever the page size: every commit writes one of them anew."""
+VERSION = 3
 
 Resources = tuple[Resource, ...]
 
@@ -42,14 +39,16 @@ Resources = tuple[Resource, ...]
 class Journal:
     """The content of a journal.
 
-    ``v1`` and ``v2`` are fingerprints of the databases as the migration found and made them.  ``leases`` are those that the
-    migration makes or completes: what each held before, ``None`` for one that was not there.  ``foreign`` are those that were
-    there and are left alone.  ``snapshots`` and ``blobs`` have the values of the labels that go.
+    ``place`` says where the stores were: the socket of a running containerd, the root directory of a stopped one, or "" for the
+    worker directory itself.  ``v1`` and ``v2`` are fingerprints of the databases as the migration found and made them.
+    ``leases`` are those that the migration makes or completes: what each held before, ``None`` for one that was not there.
+    ``foreign`` are those that were there and are left alone.  ``snapshots`` and ``blobs`` have the labels that go.
     """
 
     semantics: str
     namespace: str
     snapshotter: str
+    place: str
     v1: str
     v2: str
     leases: dict[str, Resources | None] = field(default_factory=dict)
@@ -185,7 +184,7 @@ class JournalFile:
             raise UncertainCommitError(self.path, error.cause) from error
 
 
-_HEAD = ("semantics", "namespace", "snapshotter", "v1", "v2")
+_HEAD = ("semantics", "namespace", "snapshotter", "place", "v1", "v2")
 
 
 def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
@@ -194,8 +193,8 @@ def _parse(file: Iterator[str], checkpoint: Checkpoint) -> Journal:
         raise ValueError("another version")
     if set(head) != set(_HEAD):
         raise ValueError("another head")
-    semantics, namespace, snapshotter, v1, v2 = (_text(head[name]) for name in _HEAD)
-    journal = Journal(semantics, namespace, snapshotter, v1, v2)
+    semantics, namespace, snapshotter, place, v1, v2 = (_text(head[name]) for name in _HEAD)
+    journal = Journal(semantics, namespace, snapshotter, place, v1, v2)
     lines = map(str.strip, stepping(checkpoint, file))
     for line in lines:
         kind, *rest = _list(json.loads(line))
@@ -249,13 +248,17 @@ def _note_progress(journal: Journal, line: object) -> None:
         journal.is_rolling_back = True
 
 
-def fingerprint(path: str) -> str:
-    """What tells whether a daemon has changed a database: any commit of bolt's changes it.
+def fingerprint(path: str, checkpoint: Checkpoint = no_checkpoint) -> str:
+    """What tells whether a daemon has changed the contents of a database; transactions without changes don't count.
 
-    Raises :class:`DatabaseError`.
+    Blocking: reads the whole file.  Raises :class:`DatabaseError`.
     """
     try:
-        with open(open_to_read(path), "rb") as file:
-            return f"{os.fstat(file.fileno()).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
+        fd = open_to_read(path)
     except OSError as error:
         raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error
+    try:
+        # A process that was killed when it made the file has left it empty; to bbolt that is a database without content.
+        return content_digest(PageFile(fd, path), checkpoint) if status(fd, path).st_size else "empty"
+    finally:
+        close(fd)

@@ -34,7 +34,7 @@ from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, rele
 from asyncmig.migration.repair import resolve_and_repair
 from asyncmig.migration.resolve import resolve
 from asyncmig.migration.tail import run_tail
-from asyncmig.stores.ports import Lease, Stores
+from asyncmig.stores.ports import GC_ROOT, Kind, Lease, Stores
 
 PREPARING = (Stage.READ, Stage.RESOLVE, Stage.BLOBS, Stage.CHAINS, Stage.LEASES)
 """The stages that change nothing."""
@@ -57,6 +57,7 @@ class Pipeline:
         self._file = JournalFile(target)
         self._earlier: Journal | None = None  # of an interrupted run
         self._read_count = self._snapshots = 0  # records as they were read, and how many of them are looked up among snapshots
+        self._orphans = 0  # snapshots with v1's label, views aside, where there are no records at all
         self._doubtful: Sequence[Lease] = ()  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
 
@@ -83,6 +84,9 @@ class Pipeline:
             await in_thread(self._read_journal)
             self.leases = await plan_leases(cache, stores, self._earlier)
             self.release = await plan_release(cache, stores)
+            if not self._read_count:
+                rooted = await stores.snapshots.list_all(rooted=True)
+                self._orphans = sum(1 for info in rooted if info.kind is not Kind.VIEW)
             await in_thread(self._count)
 
     def _read(self, checkpoint: Checkpoint) -> None:
@@ -110,13 +114,14 @@ class Pipeline:
 
     def _count(self, checkpoint: Checkpoint) -> None:
         cache, counts = self.cache, self.cache.report.counts
-        counts.records = len(cache.records)
+        counts.found, counts.records = self._read_count, len(cache.records)
         for record in stepping(checkpoint, cache.records):
             counts.holders += record.is_holder
             counts.blobs += bool(record.blob)
             counts.chains += bool(record.changes & Changes.CHAIN)
         for decision in cache.report.decisions:
             counts.repaired += decision.action is Action.REPAIRED
+            counts.deleted += decision.action is Action.DELETED
             counts.dropped += decision.action is Action.DROPPED
         counts.leases = len(self.leases.leases)
         counts.snapshots_labelled, counts.blobs_labelled = len(self.release.snapshot_roots), len(self.release.blob_roots)
@@ -127,14 +132,31 @@ class Pipeline:
             cache.reporter.note("caveat", f"{counted(counts.blobs, 'layer')} with a blob: {cache.semantics.caveat}")
 
     def check_limit(self) -> None:
-        """Raise :class:`DropLimitError` if more records would be dropped than the caller allows."""
-        dropped, limit = self.cache.report.counts.dropped, self.cache.policy.max_dropped
-        if self._read_count and dropped * 100 > limit * self._read_count:
-            first = next(d for d in self.cache.report.decisions if d.action is Action.DROPPED)
+        """Raise :class:`DropLimitError` if more of the cache would be lost than the caller allows: records, or their blobs.
+
+        A part of it that is empty where the others show that there was a cache counts as lost altogether.
+        """
+        cache = self.cache
+        dropped, lost, limit = cache.report.counts.dropped, cache.lost_blobs, cache.policy.max_dropped
+        path = printable(cache.database.path)
+        if dropped * 100 > limit * self._read_count:
+            first = next(d for d in cache.report.decisions if d.action is Action.DROPPED)
             raise DropLimitError(
-                f"{printable(self.cache.database.path)}: {dropped} of {self._read_count} records "
+                f"{path}: {dropped} of {self._read_count} records "
                 f"({dropped * 100 / self._read_count:.1f} %) would be dropped; the limit is {limit:g} % (--max-dropped). "
                 f"'asyncmig plan' shows all of them. The first is {printable(first.record)}: {first.text}"
+            )
+        if lost * 100 > limit * cache.wanted_blobs:
+            raise DropLimitError(
+                f"{path}: {lost} of {counted(cache.wanted_blobs, 'record')} with a blob "
+                f"({lost * 100 / cache.wanted_blobs:.1f} %) "
+                f"would lose it, because the content store does not have it; the limit is {limit:g} % (--max-dropped). "
+                "Is the volume with the content store mounted?"
+            )
+        if cache.semantics.repairs and limit < 100 and not self._read_count and self._orphans:
+            raise DropLimitError(
+                f"{path}: has no records, but {counted(self._orphans, 'snapshot')} in the stores carry v1's label {GC_ROOT}. "
+                "A power cut may have emptied the file: restore it from a backup. --max-dropped 100 migrates it as it is"
             )
 
     def forget(self) -> None:
@@ -195,8 +217,9 @@ class Pipeline:
             semantics=cache.semantics.name,
             namespace=cache.report.namespace,
             snapshotter=self.stores.snapshots.snapshotter,
-            v1=fingerprint(cache.database.path),
-            v2=fingerprint(self._new.path),
+            place=cache.place,
+            v1=fingerprint(cache.database.path, checkpoint),
+            v2=fingerprint(self._new.path, checkpoint),
             leases={lease_id: plan.before.get(lease_id) for lease_id in plan.leases.ids},
             foreign=set(plan.left_alone),
             snapshots=dict(self.release.snapshot_roots),

@@ -108,7 +108,7 @@ def _with_roots(plan: ReleasePlan, labelled: _Labelled) -> ReleasePlan:
     return plan
 
 
-# -- only what has a label and is protected otherwise, or unneeded
+# -- only what has a label and is protected otherwise, or needed by no record that stays
 
 
 def _plan_labelled(
@@ -116,13 +116,13 @@ def _plan_labelled(
 ) -> ReleasePlan:
     records = cache.by_id
     # While the content store believes to have a blob it refuses its data, so what has none must go before it can be made anew.
-    released_blobs = cache.dead_blobs.union(record.blob for record in stepping(checkpoint, cache.records))
+    released_blobs = cache.dead_blobs.union(cache.freed_blobs, (record.blob for record in stepping(checkpoint, cache.records)))
     leased = _held(leases, records)
     free_views = {view for view in labelled.views if Resource(f"snapshots/{snapshotter}", view) not in leased}
     leftovers = Leftovers()
     plan = ReleasePlan(frozenset(free_views.difference(records)))
     for name in stepping(checkpoint, labelled.snapshots):
-        is_owned = name in records and not records[name].is_holder
+        is_owned = (name in records and not records[name].is_holder) or name in cache.freed_snapshots
         _sort(name, plan.snapshots, leftovers.snapshots, is_released=is_owned or name in plan.views)
     for name in stepping(checkpoint, labelled.blobs):
         _sort(name, plan.blobs, leftovers.blobs, is_released=name in released_blobs)

@@ -138,8 +138,22 @@ class _Repair:
             if fate is not None:
                 cache.decide(fate.code, record, fate.action, fate.text)
                 cache.dropped.add(record.id)
+                self._free(record)
                 del cache.by_id[record.id]
         cache.records = [record for record in stepping(checkpoint, cache.records) if record.id not in cache.dropped]
+
+    def _free(self, record: Record) -> None:
+        """Note what the record has kept: once it is gone, nobody would ever take v1's label off it.
+
+        A snapshot below it without a record of its own is kept by nothing else: those that stay have records all the way down.
+        """
+        cache = self._cache
+        if blob := record.blob or (record.blob_mapping or ("", ""))[0]:
+            cache.freed_blobs.add(blob)
+        name = record.id
+        while (info := self._infos.get(name)) is not None and name not in cache.freed_snapshots:
+            cache.freed_snapshots.add(name)
+            name = info.parent
 
     def _add_made(self) -> None:
         cache, stay = self._cache, []
@@ -194,7 +208,7 @@ class _Repair:
             way.pop()
         for link in reversed(way):
             fate = self._fates[record.id]
-            self._fates[link.id] = fate and _because_of(link, record)
+            self._fates[link.id] = fate and _because_of(link, record, fate)
             record = link
 
     def _drop_cycle(self, cycle: list[Record]) -> None:
@@ -206,7 +220,7 @@ class _Repair:
         if malformed is not None and self._drops:
             return _Fate(Code.VALUE_MALFORMED, malformed)
         if record.deleted:
-            return _Fate(Code.MARKED_DELETED, "the daemon had begun to delete it")
+            return _Fate(Code.MARKED_DELETED, "the daemon had begun to delete it", Action.DELETED)
         if not record.is_holder and self._infos[record.id] is None:
             return _Fate(Code.SNAPSHOT_MISSING, "it has no snapshot: its data is gone, or it never had any")
         if gojson.to_valid(record.id) != record.id:
@@ -273,7 +287,10 @@ class _Repair:
             record.changes |= Changes.PARENT
 
 
-def _because_of(record: Record, needed: Record) -> _Fate:
+def _because_of(record: Record, needed: Record, fate: _Fate) -> _Fate:
+    if record.is_holder and fate.action is Action.DELETED:
+        text = f"the daemon had begun to delete {printable(needed.id)}, the record that holds its data"
+        return _Fate(Code.MARKED_DELETED, text, Action.DELETED)
     if record.is_holder:
         text = f"it is not finalised, and the record that holds its data, {printable(needed.id)}, is dropped"
         return _Fate(Code.MUTABLE_MISSING, text)

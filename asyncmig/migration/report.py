@@ -23,6 +23,9 @@ class Outcome(StrEnum):
     """A dry run: everything was computed, nothing was changed."""
     ALREADY_MIGRATED = "already-migrated"
     NOTHING_TO_DO = "nothing-to-do"
+    INTERRUPTED = "interrupted"
+    """Of a plan: a migration was interrupted after it had published the new database, and would be completed.  Of a plan or a
+    migration: a rollback was interrupted, and must be completed first."""
     COMPLETED = "completed"
     """An interrupted run had published the new database; what was left to do is done."""
     ROLLED_BACK = "rolled-back"
@@ -58,6 +61,10 @@ class Counts:
     """Records in the new database."""
     repaired: int = 0
     """Decisions that repair something."""
+    found: int = 0
+    """Records in ``metadata.db``."""
+    deleted: int = 0
+    """Records whose deletion the daemon had begun, and which is completed."""
     dropped: int = 0
     """Records whose data is gone, or that BuildKit would have dropped, too."""
     holders: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.files import sync_directory
@@ -26,10 +26,27 @@ ASIDE = ".rolled-back"
 
 
 class Rollback:
-    """One rollback, from the journal of a migration.  ``target`` is the path of the v2 database, which may not be there."""
+    """One rollback, from the journal of a migration.
 
-    def __init__(self, journal: Journal, target: str, stores: Stores, reporter: Reporter[Report]) -> None:
+    ``target`` is the path of the v2 database, which may not be there.  ``needed``: the snapshots and blobs that records need,
+    if an old daemon has worked with the cache since; the labels of others are not restored, for nobody would ever remove them.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        target: str,
+        stores: Stores,
+        reporter: Reporter[Report],
+        *,
+        needed: tuple[Collection[str], Collection[str]] | None = None,
+    ) -> None:
         self._journal = journal
+        self._snapshots = list(journal.snapshots.items())
+        self._blobs = list(journal.blobs.items())
+        if needed is not None:
+            self._snapshots = [(name, label) for name, label in self._snapshots if name in needed[0]]
+            self._blobs = [(digest, label) for digest, label in self._blobs if digest in needed[1]]
         self._file = JournalFile(target)
         self._target = target
         self._stores = stores
@@ -40,7 +57,11 @@ class Rollback:
         """Report what is to be done."""
         counts, journal = self._counts, self._journal
         counts.leases = sum(1 for before in journal.leases.values() if before is None)
-        counts.snapshots_labelled, counts.blobs_labelled = len(journal.snapshots), len(journal.blobs)
+        counts.snapshots_labelled, counts.blobs_labelled = len(self._snapshots), len(self._blobs)
+        left_out = len(journal.snapshots) + len(journal.blobs) - len(self._snapshots) - len(self._blobs)
+        if left_out:
+            text = "an old daemon has changed metadata.db since the migration, and no record needs what carried them any more"
+            self._reporter.note("labels-left-out", f"{counted(left_out, 'label')} not restored: {text}")
 
     async def run(self) -> None:
         """Do it.  Not interrupted by any cancellation.  Raises :class:`IncompleteRollbackError`."""
@@ -64,10 +85,8 @@ class Rollback:
             raise IncompleteRollbackError(stage, error) from error
 
     async def _restore_labels(self) -> None:
-        journal, stores = self._journal, self._stores
-        labels = await in_thread(lambda _: (list(journal.snapshots.items()), list(journal.blobs.items())))
-        snapshots = await stores.snapshots.set_label_many(labels[0], GC_ROOT)
-        blobs = await stores.content.set_label_many(labels[1], GC_ROOT)
+        snapshots = await self._stores.snapshots.set_label_many(self._snapshots, GC_ROOT)
+        blobs = await self._stores.content.set_label_many(self._blobs, GC_ROOT)
         self._counts.labels_restored = sum(snapshots) + sum(blobs)
         lost = len(snapshots) + len(blobs) - self._counts.labels_restored
         if lost:
@@ -88,8 +107,9 @@ class Rollback:
         ours, completed, before = await in_thread(self._leases)
         added = await in_thread(self._added, before, await self._stores.leases.list_many(completed))
         await self._stores.leases.remove_resources_many(added)
-        await self._stores.leases.delete_many(ours)
-        self._counts.leases_deleted = len(ours)
+        existing = await in_thread(_existing, await self._stores.leases.list_many(ours))
+        await self._stores.leases.delete_many(existing)
+        self._counts.leases_deleted = len(existing)
         await in_thread(lambda _: self._file.remove())
 
     def _leases(self, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[Resources]]:
@@ -111,3 +131,7 @@ class Rollback:
             if lease and resources:
                 added.append(Lease(lease.id, {}, resources))
         return added
+
+
+def _existing(checkpoint: Checkpoint, found: list[Lease | None]) -> list[str]:
+    return [lease.id for lease in stepping(checkpoint, found) if lease is not None]

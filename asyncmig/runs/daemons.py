@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, DatabaseLockedError, counted, printable
+from asyncmig.errors import AsyncmigError, counted, printable
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import open_stores
 from asyncmig.layouts.paths import exists
@@ -27,11 +26,6 @@ async def look_at_finished(layout: Layout, journal: Journal | None, reporter: Re
     """Report what an operator must know of a cache that is migrated already.  Changes nothing, and never fails for it."""
     if not await in_thread(_has_v1, layout):
         return
-    await in_thread(_look_at_v2, layout, reporter)
-    if journal is not None and journal.is_rolling_back:
-        text = "a rollback was begun but is not complete; run 'asyncmig rollback' again"
-        reporter.note("rollback-incomplete", text)
-        return
     traces = await in_thread(_changes_of_v1, layout, journal)
     labels = await _labels_put_back(layout, journal) if journal is not None else 0
     if labels:
@@ -46,17 +40,6 @@ def _has_v1(_: Checkpoint, layout: Layout) -> bool:
         return exists(layout.v1)
     except AsyncmigError:
         return False
-
-
-def _look_at_v2(_: Checkpoint, layout: Layout, reporter: Reporter[Report]) -> None:
-    """Its mere existence counts, as for BuildKit; but an operator wants to know of a file that is no database."""
-    try:
-        MetadataDb.open(layout.v2).close()
-    except DatabaseLockedError:
-        pass  # the new daemon is running
-    except AsyncmigError as error:
-        text = f"{error}; if no newer daemon has used it, remove it and migrate again"
-        reporter.note("v2-unusable", text)
 
 
 def _changes_of_v1(_: Checkpoint, layout: Layout, journal: Journal | None) -> list[str]:

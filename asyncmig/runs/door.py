@@ -11,7 +11,8 @@ from typing import Any
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import StrPath
+from asyncmig.errors import LayoutError, StrPath, printable
+from asyncmig.layouts.containerd import ContainerdLayout
 from asyncmig.layouts.detect import find_layout
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import OpenStores, open_stores
@@ -50,11 +51,24 @@ def new_report(path: StrPath, options: Options, layout: Layout) -> Report:
 
 
 def as_noted(layout: Layout, journal: Journal, options: Options) -> Layout:
-    """The places as the migration had them, where the caller says nothing else."""
+    """The places as the migration had them.
+
+    Raises :class:`LayoutError` if the caller names another snapshotter or namespace: what the journal names is not there.  An
+    address or root that the caller gives counts: a socket may have moved, and a containerd may be stopped meanwhile.
+    """
+    for name, noted in (("snapshotter", journal.snapshotter), ("namespace", journal.namespace)):
+        given = getattr(options, name)
+        if given and noted and given != noted:
+            raise LayoutError(
+                f"{printable(layout.directory)}: the migration was made with --{name} {printable(noted)}, "
+                f"not {printable(given)}; leave out --{name}"
+            )
+    if isinstance(layout, ContainerdLayout) and journal.place and options.address is None and options.containerd_root is None:
+        layout = layout.at(journal.place)
     return replace(
         layout,
-        snapshotter=options.snapshotter or journal.snapshotter,
-        namespace=options.namespace or journal.namespace or layout.namespace,
+        snapshotter=journal.snapshotter or layout.snapshotter,
+        namespace=journal.namespace or layout.namespace,
     )
 
 

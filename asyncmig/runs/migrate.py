@@ -21,12 +21,14 @@ from asyncmig.migration.journal import JournalFile
 from asyncmig.migration.pipeline import PREPARING, Pipeline
 from asyncmig.migration.plan import changes
 from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.recognition import expected_by_v2, recognise
 from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.semantics import SEMANTICS
 from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.daemons import look_at_finished
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
+from asyncmig.runs.migrated import check_migrated
 from asyncmig.runs.options import Options
 from asyncmig.runs.preflight import check_room, expected_seconds, look_ahead
 
@@ -60,13 +62,13 @@ class _Migration:
         dry_run = self._options.dry_run
         async with AsyncExitStack() as stack:
             self._reporter.begin(Stage.OPEN, *PREPARING, *(() if dry_run else (Stage.BUILD, *self._semantics.tail)))
-            opened = await self._open(stack, self._layout)
+            opened = await self._open(stack, await in_thread(self._layout_of_earlier))
             if await in_thread(self._is_finished):
                 return  # another asyncmig was quicker, before the locks were taken
             database = await stack.enter_async_context(_open_v1(opened.layout, dry_run))
             if note := database.note():
                 self._reporter.note("meta-page", note)
-            cache = Cache(database, self._semantics, self._reporter, self._options.policy)
+            cache = Cache(database, self._semantics, self._reporter, self._options.policy, place=opened.layout.place)
             pipeline = Pipeline(cache, opened.stores, opened.layout.v2)
             try:
                 await pipeline.prepare()
@@ -85,6 +87,13 @@ class _Migration:
             self.report.outcome = Outcome.ALREADY_MIGRATED
             return True
         return not exists(self._layout.v1)
+
+    def _layout_of_earlier(self, checkpoint: Checkpoint) -> Layout:
+        """Where an interrupted run has begun to change something, this one goes on with the same stores."""
+        journal = JournalFile(self._layout.v2).read(checkpoint)
+        if journal is None or journal.is_complete:
+            return self._layout
+        return as_noted(self._layout, journal, self._options)
 
     async def _open(self, stack: AsyncExitStack, layout: Layout) -> OpenStores:
         opened = await open_cache(stack, layout, self._options, self._reporter, writable=not self._options.dry_run)
@@ -115,18 +124,29 @@ class _Migration:
         journal = await in_thread(file.read)
         if journal is not None:
             layout = as_noted(layout, journal, self._options)
-        if journal is None or journal.is_complete or journal.is_rolling_back:
+        if journal is not None and journal.is_rolling_back:
+            self.report.outcome = Outcome.INTERRUPTED
+            self.report.refused = "a rollback was begun but is not complete; run 'asyncmig rollback' again"
+            return
+        if self._semantics.repairs:  # upstream goes by its existence alone
+            await in_thread(check_migrated, layout, journal)
+        if journal is None or journal.is_complete:
             await look_at_finished(layout, journal, self._reporter)
             return
         async with AsyncExitStack() as stack:
             self._reporter.begin(Stage.OPEN, *(() if self._options.dry_run else (Stage.RELEASE,)))
             opened = await self._open(stack, layout)
+            [v2] = await stack.enter_async_context(open_databases([layout.v2], exclusive=False))
+            expected = await in_thread(expected_by_v2, v2, journal)
+            place, limit = opened.layout.place, self._options.max_dropped
+            await recognise(opened.stores, expected, journal, place, path=layout.directory, limit=limit)
             if self._options.dry_run:
                 text = (
                     "an earlier run was interrupted after it had published the new database; 'asyncmig "
                     "migrate' removes the labels that are left"
                 )
                 self._reporter.note("interrupted-before", text)
+                self.report.outcome = Outcome.INTERRUPTED
                 return
             await complete(journal, file, opened.stores, self._reporter)
             self.report.outcome = Outcome.COMPLETED

@@ -11,6 +11,7 @@ from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.progress import Progress, Stage
+from asyncmig.migration.recognition import expected_by_v1, recognise, with_ancestors
 from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.rollback import Rollback
@@ -38,9 +39,14 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
         report.edited = opened.layout.edited
         # Both databases, locked against an old daemon and a new one.
         databases = await in_thread(lambda _: [place for place in (layout.v1, layout.v2) if exists(place)])
-        await stack.enter_async_context(open_databases(databases, exclusive=not options.dry_run))
+        v1, *_ = await stack.enter_async_context(open_databases(databases, exclusive=not options.dry_run))
         journal = await in_thread(_journal_to_undo, layout)  # under the locks
-        undo = Rollback(journal, layout.v2, opened.stores, reporter)
+        is_published = len(databases) > 1
+        expected = await in_thread(expected_by_v1, v1, journal, with_leases=is_published)
+        await recognise(opened.stores, expected, journal, opened.layout.place, path=layout.directory, limit=options.max_dropped)
+        has_changed = await in_thread(lambda checkpoint: fingerprint(layout.v1, checkpoint) != journal.v1)
+        needed = (await with_ancestors(opened.stores, expected.snapshots), set(expected.blobs)) if has_changed else None
+        undo = Rollback(journal, layout.v2, opened.stores, reporter, needed=needed)
         await in_thread(undo.count)
         if options.dry_run:
             report.outcome = Outcome.WOULD_ROLL_BACK
@@ -61,7 +67,7 @@ def _journal_to_undo(checkpoint: Checkpoint, layout: Layout) -> Journal:
         )
     if not exists(layout.v1):
         raise AsyncmigError(f"{where}: metadata.db is gone, so there is nothing to go back to; restore it from a backup")
-    if exists(layout.v2) and fingerprint(layout.v2) != journal.v2:
+    if exists(layout.v2) and fingerprint(layout.v2, checkpoint) != journal.v2:
         raise AsyncmigError(
             f"{where}: metadata_v2.db has changed since the migration: a newer daemon has worked with it, and the old labels "
             "would not protect what that daemon has made. The only way back is a backup of the whole cache"

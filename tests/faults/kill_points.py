@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 import asyncmig
-from asyncmig import AsyncmigError, Options
+from asyncmig import AsyncmigError, Options, Outcome
 from tests.caches import marked_cache
 from tests.faults.states import check_protection, migrated_state, original_state
 from tests.states import tree_state
@@ -74,7 +74,7 @@ def migrate(worker: Path, backend: str, semantics: str) -> None:
     """Where a rollback stopped before the new database went aside, this must say so and leave all to it."""
     before = tree_state(worker)
     report = anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
-    if "rollback-incomplete" in {notice.code for notice in report.notes}:
+    if report.outcome is Outcome.INTERRUPTED:
         assert tree_state(worker) == before
         rollback(worker, backend, semantics)
         migrate(worker, backend, semantics)

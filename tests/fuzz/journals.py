@@ -26,7 +26,7 @@ WORDS = (
     b"null", b"[[",
     b"]]", b"{}", b"[]", b"1", b"1.5", b"true", b'"a"', b'"b"', b'", "', b"\n", b'"\\ud800"', b'"\\u0000"', b"[" * 30,
     b"[" * 2000,
-    b'{"asyncmig_journal": 2', b'"semantics": ', b'"leases": ', b'"is_complete": ', b'"v1": ', b"NaN", b"9" * 30, b"\xff",
+    b'{"asyncmig_journal": 3', b'"semantics": ', b'"leases": ', b'"is_complete": ', b'"v1": ', b"NaN", b"9" * 30, b"\xff",
     b"\xef\xbb\xbf",
 )  # fmt: skip
 
@@ -47,8 +47,8 @@ def bytes_of(data: bytes) -> bytes:
     if data[:1] != bytes([MADE]):
         return data
     source = Source(data[1:])
-    names = ("semantics", "namespace", "snapshotter", "v1", "v2")
-    lines: list[object] = [{"asyncmig_journal": 2, **{name: _piece(source, _TEXTS) for name in names}}]
+    names = ("semantics", "namespace", "snapshotter", "place", "v1", "v2")
+    lines: list[object] = [{"asyncmig_journal": 3, **{name: _piece(source, _TEXTS) for name in names}}]
     while not source.is_empty:
         kind, arguments = source.pick(_KINDS)
         lines.append([kind, *(_piece(source, texts) for texts in arguments)])
@@ -81,7 +81,7 @@ def journal(data: bytes) -> None:
 def _unfinished(found: Journal) -> Journal:
     """Without what is appended later."""
     return Journal(
-        found.semantics, found.namespace, found.snapshotter, found.v1, found.v2,
+        found.semantics, found.namespace, found.snapshotter, found.place, found.v1, found.v2,
         found.leases, found.foreign, found.snapshots, found.blobs,
     )  # fmt: skip
 
@@ -139,14 +139,14 @@ def _check_unharmed(found: Journal, before: MemoryStores, state: MemoryStores) -
 
 def seeds() -> list[bytes]:
     full = Journal(
-        "hardened", "buildkit", "overlayfs", "1-aa", "2-bb",
+        "hardened", "buildkit", "overlayfs", "", "1-aa", "2-bb",
         leases={"a": None, "b": (Resource("snapshots/overlayfs", "c"),), "c": ()},
         foreign={"somebody"},
         snapshots={"a": TIME, "view": TIME},
         blobs={"sha256:00": TIME, ROOT: ""},
     )  # fmt: skip
     text = "".join(f"{line}\n" for line in full.lines()).encode()
-    empty = "".join(f"{line}\n" for line in Journal("upstream", "", "", "", "").lines()).encode()
+    empty = "".join(f"{line}\n" for line in Journal("upstream", "", "", "", "", "").lines()).encode()
     noted = [text + b'\n["complete"]\n', text + b'\n["rolling back"]\n["com']
     r = random.Random(5)
     made = [bytes([MADE]) + bytes(10) + r.randbytes(r.choice([0, 6, 30, 90])).replace(b"\xff", b"\0") for _ in range(40)]

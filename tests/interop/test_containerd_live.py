@@ -330,7 +330,7 @@ async def test_a_release_that_was_interrupted_is_completed(
     check_leases(daemon, records, "native", HARDENED)
     daemon.collect_garbage()
     seen = await asyncmig.plan(worker, live(daemon))
-    assert (seen.outcome, [note.code for note in seen.notes]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
+    assert (seen.outcome, [note.code for note in seen.notes]) == (Outcome.INTERRUPTED, ["interrupted-before"])
 
     report = await asyncmig.migrate(worker, live(daemon))
     assert report.outcome is Outcome.COMPLETED

@@ -12,7 +12,15 @@ from asyncmig.errors import DatabaseError
 from asyncmig.migration.journal import VERSION, Journal, JournalFile
 from asyncmig.stores.ports import Resource
 
-HEAD = {"asyncmig_journal": VERSION, "semantics": "hardened", "namespace": "n", "snapshotter": "s", "v1": "1", "v2": "2"}
+HEAD = {
+    "asyncmig_journal": VERSION,
+    "semantics": "hardened",
+    "namespace": "n",
+    "snapshotter": "s",
+    "place": "",
+    "v1": "1",
+    "v2": "2",
+}
 
 
 def read(directory: Path, *lines: Any) -> Journal | None:

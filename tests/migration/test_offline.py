@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from asyncmig import (
     Options,
     Outcome,
     RecordError,
+    Report,
     StoreError,
 )
 from asyncmig.bolt import Bucket, Db, check
@@ -391,11 +392,68 @@ def test_what_cannot_be_looked_into_is_not_taken_for_empty(
         shutil.rmtree(base)
 
 
-async def test_an_unusable_v2_database_is_left_alone_but_reported(worker: Path) -> None:
-    (worker / "metadata_v2.db").write_text("garbage")
-    report = await asyncmig.migrate(worker)
-    assert report.outcome is Outcome.ALREADY_MIGRATED
-    assert [n.code for n in report.notes] == ["v2-unusable"]
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"garbage", "it can't be read"), (b"", "it has 0 bytes, but metadata.db has 8 records"), (None, "it has no records")],
+)
+@pytest.mark.parametrize("entry_point", [asyncmig.migrate, asyncmig.plan])
+async def test_a_v2_database_without_content_is_not_the_migrated_cache(
+    content: bytes | None, said: str, entry_point: Callable[..., Awaitable[object]], worker: Path
+) -> None:
+    """A killed daemon or a full disk leaves such a file; BuildKit would go by its existence, and ignore the whole cache."""
+    path = worker / "metadata_v2.db"
+    if content is None:
+        with Db.open(path, writable=True, create=True) as db, db.update() as tx:
+            tx.create_path(b"_main")
+    else:
+        path.write_bytes(content)
+    before = tree_state(worker)
+    with pytest.raises(
+        LayoutError, match=rf"metadata_v2\.db: this is not the migrated cache: {said}.*mv .*metadata_v2\.db\.aside"
+    ):
+        await entry_point(worker)
+    assert tree_state(worker) == before
+    path.unlink()
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+
+
+async def test_a_v2_database_that_a_daemon_has_made_beside_it_is_not_the_migrated_cache(worker: Path) -> None:
+    """metadata.db was moved away when the daemon started, and has been put back."""
+    with Db.open(worker / "metadata_v2.db", writable=True, create=True) as db, db.update() as tx:
+        tx.create_path(b"_main", b"new").put(b"cache.createdAt", value(1))
+    with pytest.raises(LayoutError, match=r"none of its 1 record is one of the 8 of metadata\.db"):
+        await asyncmig.migrate(worker)
+    with Db.open(worker / "metadata_v2.db", writable=True) as db, db.update() as tx:
+        tx.create_path(b"_main", b"a").put(b"cache.createdAt", value(1))
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.ALREADY_MIGRATED
+
+
+@pytest.mark.parametrize("entry_point", [asyncmig.migrate, asyncmig.plan])
+async def test_an_empty_v1_database_beside_full_stores_stops_and_asks(
+    entry_point: Callable[..., Awaitable[Report]], worker: Path
+) -> None:
+    """After a power cut, for example."""
+    (worker / "metadata.db").write_bytes(b"")
+    before = tree_state(worker)
+    expected = r"has no records, but 6 snapshots in the stores carry v1's label .*restore it from a backup"
+    if entry_point is asyncmig.plan:
+        assert re.search(expected, (await entry_point(worker)).refused)
+    else:
+        with pytest.raises(DropLimitError, match=expected):
+            await entry_point(worker)
+    assert tree_state(worker) == before
+    assert (await asyncmig.migrate(worker, Options(max_dropped=100))).outcome is Outcome.MIGRATED
+
+
+async def test_a_content_store_that_is_not_mounted_stops_and_asks(worker: Path) -> None:
+    """Every reference to a blob would be cleared, for good."""
+    shutil.rmtree(worker / "content")
+    (worker / "content").mkdir()
+    before = tree_state(worker)
+    with pytest.raises(DropLimitError, match=r"3 of 3 records with a blob \(100.0 %\) would lose it.*mounted\?"):
+        await asyncmig.migrate(worker)
+    assert tree_state(worker) == before
+    assert (await asyncmig.plan(worker)).refused
 
 
 async def test_a_dry_run_finds_damage_that_only_the_writing_would_meet(tmp_path: Path) -> None:
@@ -644,7 +702,8 @@ async def test_offline_and_in_memory_agree(
     cache.write_metadata(directory / "memory" / "metadata.db")
     state = cache.in_memory()
 
-    one = await asyncmig.migrate(offline, Options(semantics=semantics.name))
+    limit = 100.0 if semantics.repairs else 5.0
+    one = await asyncmig.migrate(offline, Options(semantics=semantics.name, max_dropped=limit))
     other = await migrate_with(directory / "memory", state.stores(), semantics=semantics)
 
     assert dump_lines(offline / "metadata_v2.db") == dump_lines(directory / "memory" / "metadata_v2.db")

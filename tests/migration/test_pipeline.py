@@ -209,7 +209,7 @@ async def test_a_foreign_lease_that_goes_between_two_runs_is_ours_when_we_make_i
     assert state.leases["a"].resources == {Resource("snapshots/overlayfs", "a"), Resource("content", digest("blob a"))}
 
 
-_HEAD = '{"asyncmig_journal": 2, "semantics": "", "namespace": "", "snapshotter": "", "v1": "", "v2": ""}'
+_HEAD = '{"asyncmig_journal": 3, "semantics": "", "namespace": "", "snapshotter": "", "place": "", "v1": "", "v2": ""}'
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ _HEAD = '{"asyncmig_journal": 2, "semantics": "", "namespace": "", "snapshotter"
         "{}",
         "[1]",
         '{"asyncmig_journal": 1, "existing_leases": []}',
-        '{"asyncmig_journal": 2}',
+        '{"asyncmig_journal": 3}',
         _HEAD,
         _HEAD + '\n["lease", 1, 2]\n["end"]',
         _HEAD + '\n["foreign", "a"]\n["en',

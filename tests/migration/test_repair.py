@@ -164,9 +164,7 @@ async def test_a_record_without_snapshot_goes_with_what_is_built_on_it(tmp_path:
     assert not [key for key in done.index if key.endswith(("::b", "::d"))]
     assert [key for key in done.index if key.endswith("::a")]
     labels = labels_of(done.state)
-    assert ROOT in labels["c"], "what belongs to no record keeps its label"
-    assert ROOT in labels[digest("blob b")]
-    assert ROOT not in labels["a"]
+    assert not [name for name in ("a", "c", digest("blob b")) if ROOT in labels[name]], "no record would ever take it off"
 
 
 async def test_parents_without_record_get_one_up_to_the_root(tmp_path: Path) -> None:
@@ -207,7 +205,7 @@ async def test_a_record_marked_deleted_goes_with_what_is_built_on_it(tmp_path: P
     cache.records["c"]["cache.deleted"] = value(True)
     cache.records["d"]["cache.deleted"] = value(False)
     done = await migrated(cache, tmp_path)
-    assert done.decisions["c"] == ("marked-deleted", "dropped")
+    assert done.decisions["c"] == ("marked-deleted", "deleted")
     assert done.decisions["mutable"] == ("parent-dropped", "dropped")
     assert set(done.records) == {"a", "b", "d", "holder-of-root", "mutable-root"}
 
@@ -382,7 +380,7 @@ async def test_on_broken_drop_repairs_nothing(code: str, damage: Callable[[V1Cac
     damage(cache)
     done = await migrated(cache, tmp_path, Policy(OnBroken.DROP, max_dropped=100))
     assert done.report.decisions
-    assert {action for _, action in done.decisions.values()} == {"dropped"}
+    assert {action for _, action in done.decisions.values()} == {"deleted" if code == "marked-deleted" else "dropped"}
     assert not set(done.decisions) & set(done.records)
 
 

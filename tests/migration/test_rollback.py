@@ -229,7 +229,7 @@ async def test_a_migration_that_was_interrupted_in_its_release_is_completed(
     before = tree_state(worker)
     assert "metadata_v2.db" in before
     seen = await asyncmig.plan(worker)
-    assert (seen.outcome, [n.code for n in seen.notes]) == (Outcome.ALREADY_MIGRATED, ["interrupted-before"])
+    assert (seen.outcome, [n.code for n in seen.notes]) == (Outcome.INTERRUPTED, ["interrupted-before"])
     assert tree_state(worker) == before
     report = await asyncmig.migrate(worker)
     assert (report.outcome, report.counts.snapshots_released, report.counts.blobs_released) == (Outcome.COMPLETED, 7, 3)
@@ -263,7 +263,10 @@ async def test_a_rollback_that_stopped_before_the_database_went_aside_is_told_of
         with pytest.raises(IncompleteRollbackError, match="stage withdraw: interrupted"):
             await asyncmig.rollback(worker)
     report = await asyncmig.migrate(worker)
-    assert (report.outcome, [n.code for n in report.notes]) == (Outcome.ALREADY_MIGRATED, ["rollback-incomplete"])
+    assert (report.outcome, report.refused) == (
+        Outcome.INTERRUPTED,
+        "a rollback was begun but is not complete; run 'asyncmig rollback' again",
+    )
     await asyncmig.rollback(worker)
     assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
 
@@ -272,7 +275,7 @@ async def test_a_rollback_that_stopped_before_the_database_went_aside_is_told_of
 
 
 def journal() -> Journal:
-    return Journal("hardened", "buildkit", "overlayfs", "1-a", "2-b")
+    return Journal("hardened", "buildkit", "overlayfs", "", "1-a", "2-b")
 
 
 def test_a_journal_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 import asyncmig
-from asyncmig import Options, Report
+from asyncmig import Options, Outcome, Report
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import ROOT, final_state, labels_of, marked_cache, original_state
 from tests.faults.states import owned_in_sample
@@ -91,7 +91,7 @@ class LiveCrashes:
 
     def _migrate(self, stores: MemoryStores, backend: str) -> None:
         report = self._run("migrate", stores, backend=backend)
-        if "rollback-incomplete" in {note.code for note in report.notes}:
+        if report.outcome is Outcome.INTERRUPTED:
             self._roll_back(stores, backend)
             self._migrate(stores, backend)
 

@@ -37,7 +37,7 @@ BEFORE_THE_TAIL = [
 ]  # fmt: skip
 IN_THE_TAIL = ["Leases/Create", "Leases/AddResource", "Snapshots/Update", "Content/Update"]
 CALLS = BEFORE_THE_TAIL + IN_THE_TAIL
-ROLLBACK_READS = ["Version/Version", "Leases/ListResources"]
+ROLLBACK_READS = ["Version/Version", "Snapshots/Stat", "Content/Info", "Leases/List", "Leases/ListResources"]
 ROLLBACK_CHANGES = ["Snapshots/Update", "Content/Update", "Leases/Delete"]
 CHANGES = {*IN_THE_TAIL, *ROLLBACK_CHANGES}
 WITH_BOTH = [(HARDENED, call) for call in CALLS] + [(UPSTREAM, call) for call in CALLS if call != "Content/Read"]
