@@ -14,7 +14,7 @@ import click
 import asyncmig
 from asyncmig.cli.changes import change_line
 from asyncmig.cli.changing import run_reporting
-from asyncmig.cli.options import cache_options, check_not_empty, report_option, running_options, semantics_options
+from asyncmig.cli.options import cache_options, check_not_empty, report_option, running_options, semantics_options, trust_option
 from asyncmig.cli.output import writing_output
 from asyncmig.cli.reports import check_report_path
 from asyncmig.cli.view import print_report
@@ -27,6 +27,7 @@ EXIT_REFUSED = 1
 @cache_options
 @semantics_options
 @click.option("--dry-run", is_flag=True, help="Compute everything, change nothing.  'asyncmig plan' shows more.")
+@trust_option
 @report_option
 @running_options
 def migrate(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:
@@ -49,6 +50,7 @@ def migrate(path: str, report: str | None, progress: str, backend: str, **option
 @cache_options
 @semantics_options
 @click.option("--json", "as_json", is_flag=True, help="Print each change as a line of JSON, and the report last.")
+@trust_option
 @report_option
 @running_options
 def plan(path: str, as_json: bool, report: str | None, progress: str, backend: str, **options: Any) -> int:
@@ -77,6 +79,7 @@ def plan(path: str, as_json: bool, report: str | None, progress: str, backend: s
 @click.command(short_help="Undo a migration.")
 @cache_options
 @click.option("--dry-run", is_flag=True, help="Show whether it can be undone and what would change.  Change nothing.")
+@trust_option
 @report_option
 @running_options
 def rollback(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:

@@ -27,7 +27,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.files import close, status, sync_all, sync_directory
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
-from asyncmig.errors import DatabaseError, UncertainCommitError, printable
+from asyncmig.errors import DatabaseError, UncertainCommitError, reason
 from asyncmig.layouts.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
@@ -107,7 +107,7 @@ class JournalFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot read: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot read: {reason(error)}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             cause = (
                 "this is no journal, or another version of asyncmig wrote it; complete the migration with the "
@@ -133,7 +133,7 @@ class JournalFile:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot write: {reason(error)}") from error
         sync_directory(os.path.dirname(self.path))
 
     def note_complete(self) -> None:
@@ -151,7 +151,7 @@ class JournalFile:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot remove: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot remove: {reason(error)}") from error
         sync_directory(os.path.dirname(self.path))
 
     def _append(self, what: str) -> None:
@@ -160,7 +160,7 @@ class JournalFile:
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot write: {reason(error)}") from error
         try:
             self._append_line(fd, line)
         finally:
@@ -173,7 +173,7 @@ class JournalFile:
             while line:
                 line = line[os.write(fd, line) :]
         except OSError as error:
-            cause = f"cannot write: {error.strerror}"
+            cause = f"cannot write: {reason(error)}"
             try:
                 os.ftruncate(fd, size)
             except OSError:
@@ -258,4 +258,4 @@ def fingerprint(path: str) -> str:
         with open(open_to_read(path), "rb") as file:
             return f"{os.fstat(file.fileno()).st_size}-{sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()}"
     except OSError as error:
-        raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error
+        raise DatabaseError(path, f"cannot read: {reason(error)}") from error
