@@ -187,6 +187,17 @@ def described(error: BaseException) -> str:
     return lack_of_resources(error) or str(error) or type(error).__name__
 
 
+OTHER_USER = "run asyncmig as root, or as the user whose daemon made the cache"
+
+
+def reason(error: OSError) -> str:
+    """Why a call on a file of a cache has failed, with the remedy where another user has to make it."""
+    text = error.strerror or printable(str(error))
+    if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+        return f"{text}; {OTHER_USER}"
+    return text
+
+
 def printable(text: str) -> str:
     """``text`` with everything escaped that a terminal could take for a command, or that is no valid character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)

@@ -10,7 +10,7 @@ from asyncmig.bolt.dump import dump
 from asyncmig.bolt.fingerprint import content_digest
 from asyncmig.bolt.format import BucketValue
 from asyncmig.bolt.pagefile import PageFile
-from asyncmig.bolt.rebuild import rebuild
+from asyncmig.bolt.rebuild import most_bytes_copied, rebuild
 from asyncmig.bolt.tx import Tx
 from asyncmig.bolt.uniform import UniformEdit
 from asyncmig.bolt.walk import Checkpoint, Walker
@@ -35,6 +35,7 @@ __all__ = [
     "content_digest",
     "dump",
     "edit_buckets",
+    "most_bytes_copied",
     "nested_contents",
     "read_contents",
     "rebuild",

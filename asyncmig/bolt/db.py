@@ -15,7 +15,7 @@ from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.space import write_all
 from asyncmig.bolt.tx import Tx
 from asyncmig.bolt.walk import free_pages
-from asyncmig.errors import BucketError, DatabaseError, UncertainCommitError, printable
+from asyncmig.errors import BucketError, DatabaseError, UncertainCommitError, printable, reason
 
 DEFAULT_PAGE_SIZE = 4096
 
@@ -162,8 +162,7 @@ class Db:
     def _free_pages(self) -> list[int]:
         if self._free is None:
             assert self.pages is not None
-            free = self.pages.freelist()
-            self._free = free_pages(self.pages) if free is None else free
+            self._free = free_pages(self.pages)
         return self._free
 
     def commit(self, tx: Tx, fill_percent: float) -> None:
@@ -231,7 +230,7 @@ def _open_regular(path: str, *, writable: bool, create: bool, follow: bool) -> i
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
-        raise DatabaseError(path, f"cannot open: {error.strerror}") from error
+        raise DatabaseError(path, f"cannot open: {reason(error)}") from error
     except ValueError as error:
         raise DatabaseError(path, f"cannot open: {error}") from error
     try:

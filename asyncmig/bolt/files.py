@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from asyncmig.errors import DatabaseError
+from asyncmig.errors import DatabaseError, reason
 
 _NOT_ON_DISK = (
     "what this machine shows of it from now on may not be on the disk; check the disk, and unmount and mount its file system "
@@ -31,7 +31,7 @@ def sync_directory(path: str) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise DatabaseError(path, f"cannot open: {error.strerror}") from error
+        raise DatabaseError(path, f"cannot open: {reason(error)}") from error
     try:
         sync_all(fd, path)
     finally:

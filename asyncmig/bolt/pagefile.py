@@ -119,10 +119,14 @@ class PageFile:
 
     # -- holes
 
+    def allocated(self) -> int:
+        """Bytes that the file takes on disk."""
+        return _allocated(self.fd, self.path)
+
     def _is_on_disk(self, pages: int, page_size: int) -> bool:
         """Whether as much of the file is on disk as so many pages take at least."""
         needed = pages * _BYTES_PER_PAGE
-        if pages <= _FEW_PAGES or _allocated(self.fd, self.path) >= needed:
+        if pages <= _FEW_PAGES or self.allocated() >= needed:
             return True
         # What is on disk may be compressed.  ZFS counts it only seconds after it was written, other file systems never do.
         return self._has_data(0, pages * page_size, needed)
@@ -254,7 +258,7 @@ class PageFile:
 
 
 def _allocated(fd: int, path: str) -> int:
-    """Bytes that the file takes on disk; ``st_blocks`` counts in units of 512 bytes everywhere."""
+    """``st_blocks`` counts in units of 512 bytes everywhere."""
     return status(fd, path).st_blocks * 512
 
 

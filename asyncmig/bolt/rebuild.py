@@ -14,7 +14,7 @@ from asyncmig.bolt.build import BucketBuilder, Fill, finish_file
 from asyncmig.bolt.format import BucketValue
 from asyncmig.bolt.pagefile import PageFile
 from asyncmig.bolt.space import PageWriter, Space, runs, write_all
-from asyncmig.bolt.walk import Checkpoint, Walker, no_checkpoint
+from asyncmig.bolt.walk import Checkpoint, Walker, free_pages, no_checkpoint
 from asyncmig.errors import DatabaseError
 
 _COPY_CHUNK = 8 << 20
@@ -63,6 +63,12 @@ def rebuild(
         root.put(name, top[name])
     meta = source.meta
     finish_file(writer, root.finish_pages(), sequence=meta.sequence, flags=meta.flags, txid=meta.txid + 1)
+
+
+def most_bytes_copied(source: PageFile, checkpoint: Checkpoint = no_checkpoint) -> int:
+    """How much of ``source`` a copy has at most, whichever buckets are built anew: what is free becomes a hole."""
+    gaps = runs(free_pages(source, checkpoint))
+    return (source.high_water_mark - sum(end - first for first, end in gaps if end - first > _COPY_GAP)) * source.page_size
 
 
 def _mark_kept(walker: Walker, values: list[bytes], keep: Iterable[int]) -> None:

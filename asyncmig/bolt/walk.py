@@ -141,7 +141,10 @@ def check_range(pages: PageFile, page_id: int, keys: list[bytes], low: bytes | N
 
 
 def free_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint) -> list[int]:
-    """The free pages of a file that stores no freelist: every page that nothing refers to."""
+    """The free pages: those on the freelist; of a file that stores none, every page that nothing refers to."""
+    free = pages.freelist()
+    if free is not None:
+        return free
     walker = Walker(pages, checkpoint)
     walker.mark_buckets(pages.meta.root)
     return [i for i, used in enumerate(walker.seen) if not used]

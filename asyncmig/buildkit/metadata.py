@@ -13,7 +13,18 @@ from heapq import merge
 from itertools import groupby
 from types import TracebackType
 
-from asyncmig.bolt import BucketBuilder, BucketValue, Checkpoint, Db, PageFile, Walker, build_file, rebuild, verify_pages
+from asyncmig.bolt import (
+    BucketBuilder,
+    BucketValue,
+    Checkpoint,
+    Db,
+    PageFile,
+    Walker,
+    build_file,
+    most_bytes_copied,
+    rebuild,
+    verify_pages,
+)
 from asyncmig.bolt.build import Fill
 from asyncmig.bolt.format import MAX_KEY_SIZE, Malformed, decode_inline
 from asyncmig.bolt.walk import no_checkpoint
@@ -82,6 +93,10 @@ class MetadataDb:
         """Raise :class:`CorruptDatabaseError` for damage anywhere in the file."""
         if self._db.pages is not None:
             verify_pages(self._db.pages, checkpoint)
+
+    def most_bytes_copied(self, checkpoint: Checkpoint = no_checkpoint) -> int:
+        """How many bytes :meth:`write` takes from this file at most."""
+        return most_bytes_copied(self._db.pages, checkpoint) if self._db.pages else 0
 
     def note(self) -> str:
         """What is odd about the file and does no harm, one sentence; "" if nothing is."""

@@ -21,6 +21,7 @@ from asyncmig.cli.options import (
     report_option,
     running_options,
     semantics_options,
+    trust_option,
 )
 from asyncmig.cli.output import writing_output
 from asyncmig.cli.reports import check_report_path
@@ -34,6 +35,7 @@ EXIT_REFUSED = 1
 @cache_options
 @semantics_options
 @click.option("--dry-run", is_flag=True, help="Compute everything, change nothing.  'asyncmig plan' shows more.")
+@trust_option
 @report_option
 @running_options
 def migrate(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:
@@ -56,6 +58,7 @@ def migrate(path: str, report: str | None, progress: str, backend: str, **option
 @cache_options
 @semantics_options
 @click.option("--json", "as_json", is_flag=True, help="Print each change as a line of JSON, and the report last.")
+@trust_option
 @report_option
 @running_options
 def plan(path: str, as_json: bool, report: str | None, progress: str, backend: str, **options: Any) -> int:
@@ -85,6 +88,7 @@ def plan(path: str, as_json: bool, report: str | None, progress: str, backend: s
 @cache_options
 @drop_limit_option
 @click.option("--dry-run", is_flag=True, help="Show whether it can be undone and what would change.  Change nothing.")
+@trust_option
 @report_option
 @running_options
 def rollback(path: str, report: str | None, progress: str, backend: str, **options: Any) -> int:

@@ -26,6 +26,17 @@ def semantics_options(command: Command) -> Command:
     return _decorated(command, *_SEMANTICS)
 
 
+def trust_option(command: Command) -> Command:
+    """Whose files may be changed: ``trust_others``."""
+    option = click.option(
+        "--trust-others",
+        is_flag=True,
+        help="Accept that files or directories of the cache belong to other users, or that everybody may write to them.  Make "
+        "sure that nobody changes them meanwhile.  Links out of the cache and hard links are refused all the same.",
+    )
+    return option(command)
+
+
 def running_options(command: Command) -> Command:
     """How to run: ``progress`` and ``backend``."""
     return _decorated(command, *_RUNNING)

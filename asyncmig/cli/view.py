@@ -22,6 +22,7 @@ _HEADLINES = {
     Outcome.WOULD_MIGRATE: "plan: would migrate",
     Outcome.ALREADY_MIGRATED: "already migrated:",
     Outcome.INTERRUPTED: "interrupted: run 'asyncmig migrate' again to complete it:",
+    Outcome.ROLLBACK_INTERRUPTED: "interrupted: run 'asyncmig rollback' again to complete it:",
     Outcome.NOTHING_TO_DO: "nothing to do: no metadata.db in",
     Outcome.ROLLED_BACK: "rolled back",
     Outcome.WOULD_ROLL_BACK: "dry run: would roll back",
@@ -37,10 +38,7 @@ _PREPARED = (Outcome.MIGRATED, Outcome.WOULD_MIGRATE)
 
 def print_report(report: Report, seconds: float) -> None:
     """Print it."""
-    headline = _HEADLINES[report.outcome]
-    if report.outcome is Outcome.INTERRUPTED and report.refused:
-        headline = "interrupted: run 'asyncmig rollback' again to complete it:"
-    say(f"{headline} {printable(report.path)}")
+    say(f"{_HEADLINES[report.outcome]} {printable(report.path)}")
     for name, text in _facts(report, seconds):
         say(f"  {name + ':':<16}{text}")
     _print_decisions(report)

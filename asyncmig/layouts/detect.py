@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from asyncmig.errors import LayoutError, StrPath, printable
+from asyncmig.errors import LayoutError, StrPath, printable, reason
 from asyncmig.layouts.containerd import ContainerdLayout
 from asyncmig.layouts.layout import DEFAULT_NAMESPACE, DOCKER_SNAPSHOTS, NO_DOCKER, V1, V2, Layout
 from asyncmig.layouts.oci import CONTAINERD_META, OciLayout
@@ -41,7 +41,7 @@ def find_layout(
             raise LayoutError(f"the {what} is empty")
     directory = os.path.abspath(os.fspath(path))
     if not is_directory(directory):
-        raise LayoutError(f"{printable(directory)}: not a directory")
+        raise LayoutError(f"{printable(directory)}: {_instead_of_a_file(directory)}")
     if not _is_worker(directory):
         directory = _only_worker(directory, is_named=layout != "auto")
     worker, *links = _places(directory)
@@ -103,20 +103,71 @@ def _only_worker(root: str, *, is_named: bool) -> str:
         with os.scandir(root) as entries:
             workers = sorted(e.path for e in entries if _WORKER_NAME.fullmatch(e.name) and e.is_dir())
     except OSError as error:
-        raise LayoutError(f"{printable(root)}: cannot look into it: {error.strerror}") from error
+        raise LayoutError(f"{printable(root)}: cannot look into it: {reason(error)}") from error
     if exists(os.path.join(root, "buildkit", DOCKER_SNAPSHOTS)):
         raise LayoutError(f"{printable(root)}: {NO_DOCKER}")
     if not workers and is_named:
         return root
     if not workers:
-        raise LayoutError(
-            f"{printable(root)}: no BuildKit cache here; name a worker directory such as runc-overlayfs, "
-            "or the BuildKit root that holds one (usually /var/lib/buildkit)"
-        )
+        raise LayoutError(f"{printable(root)}: no BuildKit cache here; {_instead_of_a_directory(root)}")
     unmigrated = [w for w in workers if exists(os.path.join(w, V1)) and not exists(os.path.join(w, V2))]
     if len(unmigrated) > 1:
         raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(unmigrated)}")
     return (unmigrated or workers)[0]
+
+
+# -- which directory to name instead
+
+
+def _instead_of_a_file(path: str) -> str:
+    if not os.path.lexists(path):
+        return "there is no such directory"
+    cache = _cache_above(path)
+    if cache:
+        return f"not a directory but a file of a cache; name the directory {printable(cache)}"
+    return "not a directory; name the one that holds metadata.db"
+
+
+def _instead_of_a_directory(path: str) -> str:
+    if cache := _cache_above(path):
+        return f"it is a part of one; name the directory {printable(cache)}"
+    roots = [root for root in _roots_below(path) if _names_of_workers(root)]
+    if len(roots) == 1:
+        return f"name the directory {printable(roots[0])}"
+    if roots:
+        return f"name one of the directories below it: {', '.join(map(printable, roots))}"
+    return (
+        "name a worker directory such as runc-overlayfs, or the BuildKit root that holds one (usually /var/lib/buildkit; of a "
+        "volume of Docker the directory _data in it)"
+    )
+
+
+def _cache_above(path: str) -> str:
+    """The worker directory that ``path`` lies in, "" if there is none."""
+    while path != (path := os.path.dirname(path)):
+        is_worker = any(os.path.lexists(os.path.join(path, name)) for name in (V1, V2, CONTAINERD_META))
+        if is_worker and os.path.basename(path) not in ("snapshots", "snapshotter"):  # whose database has the same name
+            return path
+    return ""
+
+
+def _roots_below(path: str) -> list[str]:
+    """Where a BuildKit root may be: in ``path``, or in a volume of Docker there."""
+    below = [os.path.join(path, name) for name in _subdirectories(path)]
+    return sorted([*below, *(os.path.join(directory, "_data") for directory in below)])
+
+
+def _names_of_workers(root: str) -> list[str]:
+    return [name for name in _subdirectories(root) if _WORKER_NAME.fullmatch(name)]
+
+
+def _subdirectories(path: str) -> list[str]:
+    """Names of the directories in ``path``; none where that can't be told, for they only serve for advice."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _names(paths: Iterable[str]) -> str:

@@ -13,9 +13,10 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.files import close
 from asyncmig.bolt.lock import lock
 from asyncmig.concurrency import close_in_thread, in_thread
-from asyncmig.errors import LayoutError, printable
+from asyncmig.errors import LayoutError, printable, reason
 from asyncmig.layouts.layout import DEFAULT_SNAPSHOTTER, Layout
 from asyncmig.layouts.trust import check_links, check_owners
+from asyncmig.layouts.views import check_views
 from asyncmig.stores.fanout import Progress
 from asyncmig.stores.offline import OfflineFiles, offline_stores
 from asyncmig.stores.ports import Stores
@@ -25,21 +26,27 @@ from asyncmig.stores.ports import Stores
 class OpenStores:
     """The stores of a cache; ``layout`` with the snapshotter settled.
 
-    ``growth``: for a number of leases, each file that a migration edits and the bytes by which it may grow.
+    ``growth``: each file that is edited and the bytes by which it may grow, see :meth:`OfflineFiles.growth`.
     ``server``: version of the running containerd, "" if there is none.
     ``notes``: what is odd about the files and does no harm.
     """
 
     layout: Layout
     stores: Stores
-    growth: Callable[[int], list[tuple[str, int]]]
+    growth: Callable[[Checkpoint, int, int | None], list[tuple[str, int]]]
     server: str = ""
     notes: tuple[str, ...] = ()
 
 
+def check_changeable(checkpoint: Checkpoint, layout: Layout, *, trust_others: bool = False) -> None:
+    """Raise :class:`UntrustedError` for what must not be touched, and as :func:`check_views`."""
+    check_owners(layout, trust_others=trust_others)
+    check_views(checkpoint, layout)
+
+
 @asynccontextmanager
 async def open_stores(
-    layout: Layout, *, writable: bool, concurrency: int, patience: float, progress: Progress
+    layout: Layout, *, writable: bool, concurrency: int, patience: float, progress: Progress, trust_others: bool = False
 ) -> AsyncIterator[OpenStores]:
     """The stores of the cache, until the end of the block.
 
@@ -47,13 +54,13 @@ async def open_stores(
     ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
     ``progress`` is called for every object that a verb has dealt with, from any thread.
 
-    Raises :class:`DatabaseLockedError` while a buildkitd runs, and :class:`UntrustedError` for what must not be touched.
+    Raises :class:`DatabaseLockedError` while a buildkitd runs, and as :func:`check_changeable` if ``writable``.
     """
     if writable:
-        await in_thread(lambda _: check_owners(layout))
+        await in_thread(check_changeable, layout, trust_others=trust_others)
     async with _locked_daemon(layout.daemon_locks, writable):
         if layout.address is None:
-            stores = _open_files(layout, writable, progress)
+            stores = _open_files(layout, writable, progress, trust_others)
         else:
             stores = _open_running(layout, layout.address, concurrency, patience, progress)
         async with stores as opened:
@@ -73,7 +80,7 @@ async def _open_running(
         patience=patience,
         progress=progress,
     ) as running:
-        yield OpenStores(layout, running.stores, lambda _: [], running.version)
+        yield OpenStores(layout, running.stores, lambda *_: [], running.version)
 
 
 def _import_containerd(_: Checkpoint) -> ModuleType:
@@ -105,7 +112,7 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {error.strerror}") from error
+        raise LayoutError(f"{printable(path)}: cannot open the daemon's lock file: {reason(error)}") from error
     try:
         lock(fd, path, exclusive=writable)
     except BaseException:
@@ -115,7 +122,7 @@ def _lock_daemon(path: str, writable: bool) -> list[int]:
 
 
 @asynccontextmanager
-async def _open_files(layout: Layout, writable: bool, progress: Progress) -> AsyncIterator[OpenStores]:
+async def _open_files(layout: Layout, writable: bool, progress: Progress, trust_others: bool) -> AsyncIterator[OpenStores]:
     opened: list[tuple[Layout, OfflineFiles]] = []
 
     def close() -> None:
@@ -123,7 +130,7 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
             entry[1].close()
 
     try:
-        await in_thread(_open, layout, writable, opened)
+        await in_thread(_open, layout, writable, opened, trust_others)
         settled, files = opened[0]
         stores = offline_stores(
             files,
@@ -137,12 +144,14 @@ async def _open_files(layout: Layout, writable: bool, progress: Progress) -> Asy
         await close_in_thread(close)
 
 
-def _open(checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[tuple[Layout, OfflineFiles]]) -> None:
+def _open(
+    checkpoint: Checkpoint, layout: Layout, writable: bool, opened: list[tuple[Layout, OfflineFiles]], trust_others: bool
+) -> None:
     if not layout.snapshotter:
         layout = _settle_snapshotter(layout)
         check_links(layout)  # there is one file more
         if writable:
-            check_owners(layout)
+            check_changeable(checkpoint, layout, trust_others=trust_others)
     files = OfflineFiles.open(
         layout.containerd_metadata,
         layout.snapshotter_metadata,

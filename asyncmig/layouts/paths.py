@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from asyncmig.errors import DatabaseError, LayoutError, printable
+from asyncmig.errors import DatabaseError, LayoutError, printable, reason
 
 
 def exists(path: str) -> bool:
@@ -30,7 +30,7 @@ def _mode(path: str, look: Callable[[str], os.stat_result]) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError as error:
-        raise LayoutError(f"{printable(path)}: cannot look: {error.strerror}") from error
+        raise LayoutError(f"{printable(path)}: cannot look: {reason(error)}") from error
 
 
 def open_to_read(path: str) -> int:

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from asyncmig.errors import LayoutError, UntrustedError, printable
+from asyncmig.errors import LayoutError, UntrustedError, printable, reason
 from asyncmig.layouts.layout import Layout
 
 _KINDS = {
@@ -45,22 +45,23 @@ def check_links(layout: Layout) -> None:
             _check_kind(lock, status)
 
 
-def check_owners(layout: Layout) -> None:
+def check_owners(layout: Layout, *, trust_others: bool = False) -> None:
     """Raise :class:`UntrustedError` where somebody else could meddle with what is about to be changed, or has a copy of it.
 
-    To be called after :func:`check_links`.
+    With ``trust_others`` it is the caller's business who could meddle.  To be called after :func:`check_links`.
     """
     for _, path in _files(layout):
         status = _look(path)
         if status is not None:
-            _check_owner(path, status, _trusted())
+            if not trust_others:
+                _check_owner(path, status, layout)
             if path in (*layout.edited, layout.journal):
                 _check_names(path, status)
-    for directory in _written(layout):
+    for directory in () if trust_others else written(layout):
         status = _look(directory)
         if status is not None:
-            _check_owner(directory, status, _trusted())
-            _check_ancestors(directory)
+            _check_owner(directory, status, layout)
+            _check_ancestors(directory, layout)
 
 
 def _files(layout: Layout) -> Iterator[tuple[str, str]]:
@@ -71,8 +72,8 @@ def _files(layout: Layout) -> Iterator[tuple[str, str]]:
         yield layout.root, path
 
 
-def _written(layout: Layout) -> Iterator[str]:
-    """The directories in which something is made or edited."""
+def written(layout: Layout) -> Iterator[str]:
+    """The directories in which something is made or edited, links resolved."""
     directories = [layout.directory, *(os.path.dirname(path) for path in layout.edited)]
     yield from dict.fromkeys(map(os.path.realpath, directories))
 
@@ -83,7 +84,7 @@ def _look(path: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise LayoutError(f"{printable(path)}: cannot look: {error.strerror}") from error
+        raise LayoutError(f"{printable(path)}: cannot look: {reason(error)}") from error
 
 
 # -- links and kinds
@@ -127,15 +128,16 @@ def _trusted() -> set[int]:
     return {0, os.geteuid()}
 
 
-def _check_owner(path: str, status: os.stat_result, trusted: set[int]) -> None:
-    if status.st_uid not in trusted:
+def _check_owner(path: str, status: os.stat_result, layout: Layout) -> None:
+    if status.st_uid not in _trusted():
         raise UntrustedError(
             f"{printable(path)}: belongs to uid {status.st_uid}, and this is uid {os.geteuid()}: a user could change it "
-            f"meanwhile. If that user's daemon has made the cache, run asyncmig as uid {status.st_uid}; if not, chown it to "
-            f"uid {os.geteuid()}"
+            f"meanwhile. {_other_owner(path, status, layout)}"
         )
     if status.st_mode & stat.S_IWOTH:
-        raise UntrustedError(f"{printable(path)}: everybody may write to it, and could change it meanwhile; chmod o-w it")
+        raise UntrustedError(
+            f"{printable(path)}: everybody may write to it, and could change it meanwhile; {_open_to_all(path, status, 'o-w')}"
+        )
 
 
 def _check_names(path: str, status: os.stat_result) -> None:
@@ -148,23 +150,78 @@ def _check_names(path: str, status: os.stat_result) -> None:
         )
 
 
-def _check_ancestors(directory: str) -> None:
+def _check_ancestors(directory: str, layout: Layout) -> None:
     """Who may write to a directory may replace what is in it, unless it is sticky, as /tmp is."""
     # In a user namespace the owner of the root directory is nobody; whoever it is has everything below it in hand.
     top = _look("/")
     trusted = _trusted() | {top.st_uid if top else 0}
-    place = os.path.dirname(directory)
-    while status := _look(place):
+    for place in _above(directory):
+        status = _look(place)
+        if status is None:
+            return
         if status.st_uid not in trusted:
             raise UntrustedError(
                 f"{printable(place)}: belongs to uid {status.st_uid}, who could replace {printable(directory)} in it "
-                f"meanwhile; run asyncmig as uid {status.st_uid} if the cache is that user's, or chown the directory"
+                f"meanwhile. {_other_owner(place, status, layout)}"
             )
         if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
             raise UntrustedError(
                 f"{printable(place)}: everybody may write to it, and could replace {printable(directory)} in it meanwhile; "
-                "chmod o-w it (or +t, as for /tmp)"
+                f"{_open_to_all(place, status, '+t')}"
             )
-        if place == os.path.dirname(place):
-            return
-        place = os.path.dirname(place)
+
+
+def _above(path: str) -> Iterator[str]:
+    while path != (path := os.path.dirname(path)):
+        yield path
+
+
+# -- what the user who runs it can do about it
+
+
+_ACCEPT = "or stop whatever else uses these files and accept the risk: --trust-others"
+
+
+def _other_owner(path: str, status: os.stat_result, layout: Layout) -> str:
+    """What to do about a file or directory of another user."""
+    owner, group, name = status.st_uid, status.st_gid, printable(path)
+    if os.geteuid() != 0:
+        return f"If that user's daemon has made the cache, run asyncmig as uid {owner}; {_ACCEPT}"
+    barrier = _barrier(owner, group, layout)
+    if barrier:
+        return (
+            f"If that user's daemon has made the cache, stop it and accept the risk: --trust-others (asyncmig can't run as uid "
+            f"{owner}, who has no access to {printable(barrier)}); if not, run 'chown 0 {name}'"
+        )
+    return (
+        f"If that user's daemon has made the cache, run asyncmig as uid {owner}, with 'setpriv --reuid={owner} --regid={group} "
+        f"--clear-groups' before the command; if not, run 'chown 0 {name}'; {_ACCEPT}"
+    )
+
+
+def _open_to_all(path: str, status: os.stat_result, mode: str) -> str:
+    """What to do about a file or directory that everybody may write to."""
+    user, name = os.geteuid(), printable(path)
+    if user in (0, status.st_uid):
+        return f"run 'chmod {mode} {name}', {_ACCEPT}"
+    # Without o-w a user who is not the owner could not write to it either.
+    command = f"chmod +t {name}" if mode == "+t" else f"chown {user} {name} && chmod o-w {name}"
+    return f"let root run '{command}', {_ACCEPT}"
+
+
+def _barrier(user: int, group: int, layout: Layout) -> str:
+    """What would keep that user from working on the cache, by the mode bits; "" if nothing would."""
+    wanted = {layout.v1: 4, layout.v2: 4, layout.journal: 6} | dict.fromkeys(layout.edited, 6)
+    directories = list(written(layout))
+    wanted |= dict.fromkeys((above for directory in directories for above in _above(directory)), 1)
+    wanted |= dict.fromkeys(directories, 7)
+    for path in sorted(wanted):
+        status = _look(path)
+        if status is not None and not _may(user, group, status, wanted[path]):
+            return path
+    return ""
+
+
+def _may(user: int, group: int, status: os.stat_result, wanted: int) -> bool:
+    shift = 6 if status.st_uid == user else 3 if status.st_gid == group else 0
+    return status.st_mode >> shift & wanted == wanted

@@ -26,7 +26,7 @@ from asyncmig.bolt import Checkpoint, PageFile, content_digest
 from asyncmig.bolt.files import close, status, sync_all, sync_directory
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.concurrency import stepping
-from asyncmig.errors import DatabaseError, UncertainCommitError, printable
+from asyncmig.errors import DatabaseError, UncertainCommitError, reason
 from asyncmig.layouts.paths import open_to_read
 from asyncmig.stores.ports import Resource
 
@@ -106,7 +106,7 @@ class JournalFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot read: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot read: {reason(error)}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             cause = (
                 "this is no journal, or another version of asyncmig wrote it; complete the migration with the "
@@ -132,7 +132,7 @@ class JournalFile:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot write: {reason(error)}") from error
         sync_directory(os.path.dirname(self.path))
 
     def note_complete(self) -> None:
@@ -150,7 +150,7 @@ class JournalFile:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot remove: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot remove: {reason(error)}") from error
         sync_directory(os.path.dirname(self.path))
 
     def _append(self, what: str) -> None:
@@ -159,7 +159,7 @@ class JournalFile:
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise DatabaseError(self.path, f"cannot write: {error.strerror}") from error
+            raise DatabaseError(self.path, f"cannot write: {reason(error)}") from error
         try:
             self._append_line(fd, line)
         finally:
@@ -172,7 +172,7 @@ class JournalFile:
             while line:
                 line = line[os.write(fd, line) :]
         except OSError as error:
-            cause = f"cannot write: {error.strerror}"
+            cause = f"cannot write: {reason(error)}"
             try:
                 os.ftruncate(fd, size)
             except OSError:
@@ -256,7 +256,7 @@ def fingerprint(path: str, checkpoint: Checkpoint = no_checkpoint) -> str:
     try:
         fd = open_to_read(path)
     except OSError as error:
-        raise DatabaseError(path, f"cannot read: {error.strerror or printable(str(error))}") from error
+        raise DatabaseError(path, f"cannot read: {reason(error)}") from error
     try:
         # A process that was killed when it made the file has left it empty; to bbolt that is a database without content.
         return content_digest(PageFile(fd, path), checkpoint) if status(fd, path).st_size else "empty"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from asyncmig.bolt import Checkpoint, PageFile, verify_pages
 from asyncmig.bolt.files import close, sync_directory
-from asyncmig.errors import DatabaseError
+from asyncmig.errors import DatabaseError, reason
 from asyncmig.migration.cache import Cache
 
 
@@ -46,7 +46,7 @@ class NewDatabase:
                 os.unlink(path)  # never written through: it might be a link to something else
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise DatabaseError(path, f"cannot create it: {error.strerror}") from error
+            raise DatabaseError(path, f"cannot create it: {reason(error)}") from error
         new = cls(fd, path, target)
         try:
             if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
@@ -54,7 +54,7 @@ class NewDatabase:
             os.fchmod(fd, model.st_mode & 0o777)
         except OSError as error:
             new.close()
-            raise DatabaseError(path, f"cannot set owner and mode: {error.strerror}") from error
+            raise DatabaseError(path, f"cannot set owner and mode: {reason(error)}") from error
         return new
 
     def publish(self) -> None:
@@ -62,7 +62,7 @@ class NewDatabase:
         try:
             os.rename(self.path, self.target)
         except OSError as error:
-            raise DatabaseError(self.target, f"cannot rename {os.path.basename(self.path)} to it: {error.strerror}") from error
+            raise DatabaseError(self.target, f"cannot rename {os.path.basename(self.path)} to it: {reason(error)}") from error
         self.published = True
         sync_directory(os.path.dirname(self.target))
 

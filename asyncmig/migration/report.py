@@ -24,8 +24,9 @@ class Outcome(StrEnum):
     ALREADY_MIGRATED = "already-migrated"
     NOTHING_TO_DO = "nothing-to-do"
     INTERRUPTED = "interrupted"
-    """Of a plan: a migration was interrupted after it had published the new database, and would be completed.  Of a plan or a
-    migration: a rollback was interrupted, and must be completed first."""
+    """A dry run: a migration was interrupted after it had published the new database, and would be completed."""
+    ROLLBACK_INTERRUPTED = "rollback-interrupted"
+    """A rollback was interrupted, and must be completed first."""
     COMPLETED = "completed"
     """An interrupted run had published the new database; what was left to do is done."""
     ROLLED_BACK = "rolled-back"

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 from asyncmig.bolt import Checkpoint
 from asyncmig.bolt.files import sync_directory
 from asyncmig.concurrency import in_thread, stepping
-from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError, counted
+from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError, counted, reason
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Stage
 from asyncmig.migration.report import Report
@@ -100,7 +100,7 @@ class Rollback:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._target + ".tmp")
         except OSError as error:
-            raise DatabaseError(self._target, f"cannot move it aside: {error.strerror}") from error
+            raise DatabaseError(self._target, f"cannot move it aside: {reason(error)}") from error
         sync_directory(os.path.dirname(self._target))
 
     async def _remove_leases(self) -> None:

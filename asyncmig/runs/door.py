@@ -87,6 +87,7 @@ async def open_cache(
                 concurrency=options.concurrency,
                 patience=options.timeout,
                 progress=reporter.advance,
+                trust_others=options.trust_others,
             )
         )
     result: Result = reporter.result

@@ -11,9 +11,8 @@ from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.concurrency import close_in_thread, in_thread
 from asyncmig.errors import DropLimitError, LayoutError, StoreError, StrPath, printable
 from asyncmig.layouts.layout import Layout
-from asyncmig.layouts.opening import OpenStores
+from asyncmig.layouts.opening import OpenStores, check_changeable
 from asyncmig.layouts.paths import exists
-from asyncmig.layouts.trust import check_owners
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.changes import Change
 from asyncmig.migration.completion import complete
@@ -30,7 +29,7 @@ from asyncmig.runs.daemons import look_at_finished
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
 from asyncmig.runs.migrated import check_migrated
 from asyncmig.runs.options import Options
-from asyncmig.runs.preflight import check_room, expected_seconds, look_ahead
+from asyncmig.runs.preflight import check_room, check_room_to_complete, expected_seconds, look_ahead, note_worker
 
 OnChange = Callable[[Change], None]
 
@@ -75,7 +74,7 @@ class _Migration:
                 if dry_run:
                     await self._tell(pipeline, opened, on_change)
                 else:
-                    await in_thread(check_room, opened, self.report)
+                    await in_thread(check_room, opened, database, self.report)
                     await pipeline.migrate()
                     self.report.outcome = Outcome.MIGRATED
             finally:
@@ -98,6 +97,7 @@ class _Migration:
     async def _open(self, stack: AsyncExitStack, layout: Layout) -> OpenStores:
         opened = await open_cache(stack, layout, self._options, self._reporter, writable=not self._options.dry_run)
         self.report.edited = opened.layout.edited
+        note_worker(opened.layout, self._reporter)
         return opened
 
     async def _tell(self, pipeline: Pipeline, opened: OpenStores, on_change: OnChange | None) -> None:
@@ -105,8 +105,8 @@ class _Migration:
         report = self.report
         try:
             pipeline.check_limit()
-            await in_thread(lambda _: check_owners(opened.layout))
-            await in_thread(check_room, opened, report)
+            await in_thread(check_changeable, opened.layout, trust_others=self._options.trust_others)
+            await in_thread(check_room, opened, pipeline.cache.database, report)
         except (DropLimitError, LayoutError, StoreError) as error:
             report.refused = str(error)
         await in_thread(look_ahead, pipeline.cache.database, opened.layout, self._reporter)
@@ -125,7 +125,7 @@ class _Migration:
         if journal is not None:
             layout = as_noted(layout, journal, self._options)
         if journal is not None and journal.is_rolling_back:
-            self.report.outcome = Outcome.INTERRUPTED
+            self.report.outcome = Outcome.ROLLBACK_INTERRUPTED
             self.report.refused = "a rollback was begun but is not complete; run 'asyncmig rollback' again"
             return
         if self._semantics.repairs:  # upstream goes by its existence alone
@@ -147,7 +147,13 @@ class _Migration:
                 )
                 self._reporter.note("interrupted-before", text)
                 self.report.outcome = Outcome.INTERRUPTED
+                try:
+                    await in_thread(check_changeable, opened.layout, trust_others=self._options.trust_others)
+                    await in_thread(check_room_to_complete, opened, journal, self.report)
+                except (LayoutError, StoreError) as error:
+                    self.report.refused = str(error)
                 return
+            await in_thread(check_room_to_complete, opened, journal, self.report)
             await complete(journal, file, opened.stores, self._reporter)
             self.report.outcome = Outcome.COMPLETED
         await look_at_finished(layout, journal, self._reporter)

@@ -15,7 +15,8 @@ class Options:
 
     ``semantics``: what to write, a name of :data:`SEMANTICS`.  ``layout``: ``oci`` (the stores lie in the worker directory),
     ``containerd`` (they are in a containerd) or ``auto``.  ``snapshotter``: its name; told from the directory if ``None``.
-    ``dry_run``: change nothing.
+    ``dry_run``: change nothing.  ``trust_others``: accept that files or directories of the cache belong to other users, or that
+    everybody may write to them, so that others could change them meanwhile (docs/decisions/0009-trust.md).
 
     For hardened semantics: ``on_broken`` tells what is done about broken records, ``max_dropped`` is the percentage of all
     records that may be dropped, ``strip_leftovers`` takes v1's label from what belongs to no record, too.
@@ -39,6 +40,7 @@ class Options:
     max_dropped: float = 5.0
     strip_leftovers: bool = False
     dry_run: bool = False
+    trust_others: bool = False
 
     def check(self) -> None:
         """Raise :class:`AsyncmigError` for a value that makes no sense."""

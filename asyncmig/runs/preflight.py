@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from rich.filesize import decimal as size_text
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.errors import StoreError, printable
+from asyncmig.errors import OTHER_USER, StoreError, printable, reason
 from asyncmig.layouts.layout import Layout
+from asyncmig.layouts.oci import OciLayout
 from asyncmig.layouts.opening import OpenStores
+from asyncmig.migration.journal import Journal
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.report import Report
 from asyncmig.migration.reporter import Reporter
@@ -23,18 +25,40 @@ _V2_BYTES_PER_RECORD = 1536
 """About what the v2 keys of a record and their index entries take at most, page fill included."""
 _JOURNAL_BYTES_PER_RECORD = 384
 """A lease, and the labels of a snapshot and of a blob."""
+_NEW_FILES = 2
+"""The new database and the journal."""
+_BLOCK = 4096
 
 
-def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
+def check_room(checkpoint: Checkpoint, opened: OpenStores, database: MetadataDb, report: Report) -> None:
     """Refuse to begin what a full disk would end half-way; notes in the report what is needed.
 
     Raises :class:`StoreError`.
     """
-    layout, records = opened.layout, report.counts.records
+    records = report.counts.records
+    new = database.most_bytes_copied(checkpoint) + (_V2_BYTES_PER_RECORD + _JOURNAL_BYTES_PER_RECORD) * records
+    _check_bytes("the migration", [(opened.layout.directory, new), *opened.growth(checkpoint, records, None)], report)
+    _check_inodes(opened.layout.directory)
+
+
+def check_room_to_undo(checkpoint: Checkpoint, opened: OpenStores, journal: Journal, report: Report) -> None:
+    """As :func:`check_room`, for a rollback: labels come back and leases go, and the journal gets a line."""
+    entries = len(journal.snapshots) + len(journal.blobs) + len(journal.leases)
+    _check_bytes("the rollback", [(opened.layout.directory, _BLOCK), *opened.growth(checkpoint, 0, entries)], report)
+
+
+def check_room_to_complete(checkpoint: Checkpoint, opened: OpenStores, journal: Journal, report: Report) -> None:
+    """As :func:`check_room`, for what an interrupted migration has left: labels go, and the journal gets a line."""
+    entries = len(journal.snapshots) + len(journal.blobs)
+    _check_bytes(
+        "the rest of the migration", [(opened.layout.directory, _BLOCK), *opened.growth(checkpoint, 0, entries)], report
+    )
+
+
+def _check_bytes(what: str, wanted: Iterable[tuple[str, int]], report: Report) -> None:
     needed: dict[int, int] = {}
     places: dict[int, str] = {}
-    new = _call(os.stat, layout.v1).st_size + (_V2_BYTES_PER_RECORD + _JOURNAL_BYTES_PER_RECORD) * records
-    for path, size in ((layout.directory, new), *opened.growth(records)):
+    for path, size in wanted:
         device = _call(os.stat, path).st_dev
         needed[device] = needed.get(device, 0) + size
         places.setdefault(device, path)
@@ -44,16 +68,26 @@ def check_room(_: Checkpoint, opened: OpenStores, report: Report) -> None:
         free = status.f_bavail * status.f_frsize
         if free < size:
             raise StoreError(
-                f"{printable(path)}: the migration needs up to {size_text(size)} of free space on this file system, "
+                f"{printable(path)}: {what} needs up to {size_text(size)} of free space on this file system, "
                 f"but only {size_text(free)} are free"
             )
+
+
+def _check_inodes(directory: str) -> None:
+    status = _call(os.statvfs, directory)
+    # Some file systems, btrfs for one, make inodes as they are needed, and say that they have none at all.
+    if status.f_files and status.f_favail < _NEW_FILES:
+        raise StoreError(
+            f"{printable(directory)}: the migration makes {_NEW_FILES} files, but only {status.f_favail} inodes are free on "
+            "this file system (df -i)"
+        )
 
 
 def _call(function: Callable[[str], Result], path: str) -> Result:
     try:
         return function(path)
     except OSError as error:
-        raise StoreError(f"{printable(path)}: cannot find out how much space is free: {error.strerror}") from error
+        raise StoreError(f"{printable(path)}: cannot find out how much space is free: {reason(error)}") from error
 
 
 def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, reporter: Reporter[Report]) -> None:
@@ -61,7 +95,18 @@ def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, rep
     database.check(checkpoint)
     for path in (layout.directory, *layout.edited):
         if os.path.exists(path) and not os.access(path, os.W_OK):
-            reporter.note("not-writable", f"{printable(path)} is not writable; the migration will fail")
+            remedy = f"; {OTHER_USER}" if os.geteuid() else ""
+            reporter.note("not-writable", f"{printable(path)} is not writable; the migration will fail{remedy}")
+
+
+def note_worker(layout: Layout, reporter: Reporter[Report]) -> None:
+    """Note that a newer daemon may not find the cache: it chooses its snapshotter anew whenever it starts."""
+    if layout.name == OciLayout.name and layout.snapshotter == "native":
+        text = (
+            "a newer buildkitd picks overlayfs where the kernel allows it (--oci-worker-snapshotter=auto, the default), and "
+            "then works in runc-overlayfs and leaves this cache unused; start it with --oci-worker-snapshotter=native to use it"
+        )
+        reporter.note("worker-not-default", text)
 
 
 _TAIL_AGAINST_PREPARING = 2.0

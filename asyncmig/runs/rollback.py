@@ -8,6 +8,7 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.concurrency import in_thread
 from asyncmig.errors import AsyncmigError, StrPath, printable
 from asyncmig.layouts.layout import Layout
+from asyncmig.layouts.opening import check_changeable
 from asyncmig.layouts.paths import exists
 from asyncmig.migration.journal import Journal, JournalFile, fingerprint
 from asyncmig.migration.progress import Progress, Stage
@@ -18,6 +19,7 @@ from asyncmig.migration.rollback import Rollback
 from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
 from asyncmig.runs.options import Options
+from asyncmig.runs.preflight import check_room_to_undo
 
 _STAGES = (Stage.OPEN, Stage.RESTORE, Stage.WITHDRAW, Stage.UNPROTECT)
 
@@ -48,7 +50,9 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
         needed = (await with_ancestors(opened.stores, expected.snapshots), set(expected.blobs)) if has_changed else None
         undo = Rollback(journal, layout.v2, opened.stores, reporter, needed=needed)
         await in_thread(undo.count)
+        await in_thread(check_room_to_undo, opened, journal, report)
         if options.dry_run:
+            await in_thread(check_changeable, opened.layout, trust_others=options.trust_others)
             report.outcome = Outcome.WOULD_ROLL_BACK
         else:
             await undo.run()

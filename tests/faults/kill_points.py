@@ -74,7 +74,7 @@ def migrate(worker: Path, backend: str, semantics: str) -> None:
     """Where a rollback stopped before the new database went aside, this must say so and leave all to it."""
     before = tree_state(worker)
     report = anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
-    if report.outcome is Outcome.INTERRUPTED:
+    if report.outcome is Outcome.ROLLBACK_INTERRUPTED:
         assert tree_state(worker) == before
         rollback(worker, backend, semantics)
         migrate(worker, backend, semantics)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncmig.errors import LayoutError
 from asyncmig.layouts.detect import find_layout
 
 
@@ -61,3 +62,36 @@ def test_a_lock_is_named_once_whatever_way_leads_to_it(tmp_path: Path) -> None:
     (tmp_path / "buildkitd.lock").symlink_to("buildkit/buildkitd.lock")
     (tmp_path / "other").symlink_to("root/link")
     assert find_layout(tmp_path / "other").daemon_locks == [str(tmp_path / "buildkit" / "buildkitd.lock")]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("vol/_data/runc-native/metadata.db", "file of a cache; name the directory {}/vol/_data/runc-native"),
+        ("vol/_data/runc-native/containerdmeta.db", "file of a cache; name the directory {}/vol/_data/runc-native"),
+        ("vol/_data/runc-native/snapshots/metadata.db", "file of a cache; name the directory {}/vol/_data/runc-native"),
+        ("vol/_data/runc-native/content", "it is a part of one; name the directory {}/vol/_data/runc-native"),
+        ("vol", "name the directory {}/vol/_data"),
+        ("", "name the directory {}/vol/_data"),
+        ("empty", "of a volume of Docker the directory _data in it"),
+        ("nowhere", "there is no such directory"),
+        ("file", "not a directory; name the one that holds metadata.db"),
+    ],
+)
+def test_the_directory_to_name_is_told(path: str, said: str, tmp_path: Path) -> None:
+    worker = make_worker(tmp_path / "vol" / "_data" / "runc-native")
+    (worker / "snapshots").mkdir()
+    (worker / "snapshots" / "metadata.db").touch()
+    (worker / "content").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(LayoutError) as caught:
+        find_layout(tmp_path / path)
+    assert str(caught.value).endswith(said.format(tmp_path) + (")" if path == "empty" else ""))
+
+
+def test_several_directories_to_name(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_worker(tmp_path / name / "_data" / "runc-native")
+    with pytest.raises(LayoutError, match=f"name one of the directories below it: {tmp_path}/one/_data, {tmp_path}/two/_data"):
+        find_layout(tmp_path)

@@ -358,8 +358,9 @@ async def test_somebody_else_s_files_are_not_touched(verb: str, fresh: Fresh, tm
         os.chown(path, SOMEBODY, -1)
         words = (
             f"{path}: belongs to uid {SOMEBODY}, and this is uid 0",
-            f"run asyncmig as uid {SOMEBODY}",
-            "chown it to uid 0",
+            f"asyncmig can't run as uid {SOMEBODY}, who has no access to",  # what pytest makes only root can enter
+            f"run 'chown 0 {path}'",
+            "--trust-others",
         )
         await refuses(verb, worker, *words, inside=tmp_path)
 
@@ -394,7 +395,8 @@ async def test_what_everybody_may_write_to_is_refused(verb: str, fresh: Fresh, t
         if name == ".." and sticky:
             assert await call(verb, worker)  # as in /tmp, where nobody can move what is another's
         else:
-            await refuses(verb, worker, f"{path}: everybody may write to it", "chmod o-w it", inside=tmp_path)
+            remedy = f"run 'chmod {'+t' if name == '..' else 'o-w'} {path}'"
+            await refuses(verb, worker, f"{path}: everybody may write to it", remedy, inside=tmp_path)
 
 
 @pytest.mark.usefixtures("as_root")
@@ -446,6 +448,88 @@ def _migrate_as_user(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "migrated", done.stderr
     assert (worker / "metadata_v2.db").stat().st_uid == SOMEBODY
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("verb", ["migrate", "rollback"])
+async def test_who_accepts_the_risk_may_go_on(verb: str, fresh: Fresh, tmp_path: Path) -> None:
+    worker = fresh(verb)
+    for path in (worker.parent, worker, *worker.rglob("*")):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    worker.chmod(0o777)
+    assert "--trust-others" in (await asyncmig.plan(worker)).refused or verb == "rollback"
+    with pytest.raises(UntrustedError, match="--trust-others"):
+        await call(verb, worker)
+    os.link(worker / "containerdmeta.db", tmp_path / "backup")
+    with pytest.raises(UntrustedError, match="has 2 names"):
+        await getattr(asyncmig, verb)(worker, Options(trust_others=True))
+    (tmp_path / "backup").unlink()
+    report = await getattr(asyncmig, verb)(worker, Options(trust_others=True))
+    assert report.outcome in (Outcome.MIGRATED, Outcome.ROLLED_BACK)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_root_is_told_a_command_that_works() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        worker = sample_cache().write(place / "home" / "runc-overlayfs")
+        for path in (worker.parent, worker, *worker.rglob("*")):
+            os.chown(path, SOMEBODY, SOMEBODY)
+        layout = find_layout(worker)
+        expected = f"with 'setpriv --reuid={SOMEBODY} --regid={SOMEBODY} --clear-groups' before the command"
+        with pytest.raises(UntrustedError, match=expected):
+            check_owners(layout)
+        for barrier, mode in ((place, 0o700), (worker, 0o500), (worker / "containerdmeta.db", 0o400)):
+            before = barrier.stat().st_mode & 0o7777
+            barrier.chmod(mode)
+            with pytest.raises(UntrustedError, match=f"uid {SOMEBODY}, who has no access to {barrier}\\)"):
+                check_owners(layout)
+            barrier.chmod(before)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("..", "let root run 'chmod +t {path}'"), (".", f"let root run 'chown {SOMEBODY} {{path}} && chmod o-w {{path}}'")],
+)
+def test_a_user_is_told_what_only_root_can_do(name: str, remedy: str, worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (worker, *worker.rglob("*")):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    path = place(worker, name)
+    os.chown(path, 0, 0)
+    path.chmod(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: SOMEBODY)
+    with pytest.raises(UntrustedError) as caught:
+        check_owners(find_layout(worker))
+    assert remedy.format(path=path) in str(caught.value)
+    assert "--trust-others" in str(caught.value)
+    assert "run 'chmod o-w" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(
+    "name", ["metadata.db", "containerdmeta.db", "snapshots", "content/blobs/sha256", ".", "../buildkitd.lock"]
+)
+def test_who_may_not_look_is_told_who_may(name: str) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        Path(top).chmod(0o755)
+        worker = sample_cache().write(Path(top) / "home" / "runc-overlayfs")
+        (worker.parent / "buildkitd.lock").touch()
+        for path in (worker.parent, worker, *worker.rglob("*")):
+            os.chown(path, SOMEBODY, SOMEBODY)
+        denied = place(worker, name)
+        os.chown(denied, 0, 0)
+        denied.chmod(0o700 if denied.is_dir() else 0o600)
+        other = sample_cache().write(Path(top) / "other" / "runc-overlayfs")
+        code = (
+            f"import anyio, asyncmig, os; anyio.run(asyncmig.migrate, {str(other)!r})\n"
+            f"os.setgroups([]); os.setgid({SOMEBODY}); os.setuid({SOMEBODY})\n"
+            f"anyio.run(asyncmig.migrate, {str(worker)!r})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SAFETY, check=False)
+        remedy = "Permission denied; run asyncmig as root, or as the user whose daemon made the cache"
+        assert remedy in done.stderr.splitlines()[-1], done.stderr
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o400])

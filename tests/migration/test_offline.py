@@ -36,6 +36,7 @@ from asyncmig import (
 )
 from asyncmig.bolt import Bucket, Db, check
 from asyncmig.bolt.format import MAX_KEY_SIZE, NO_FREELIST
+from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.migration.pipeline import Pipeline
 from asyncmig.migration.progress import Progress, Stage
@@ -549,7 +550,7 @@ async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, tmp
     worker = Path(synthesize(tmp_path / "runc-overlayfs", records=records, bare=True).directory)
     paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
     files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
-    asked = dict(files.growth(records))
+    asked = dict(files.growth(no_checkpoint, records, None))
     files.close()
     sizes = {path: path.stat().st_size for path in paths}
     v1 = (worker / "metadata.db").stat().st_size

@@ -264,7 +264,7 @@ async def test_a_rollback_that_stopped_before_the_database_went_aside_is_told_of
             await asyncmig.rollback(worker)
     report = await asyncmig.migrate(worker)
     assert (report.outcome, report.refused) == (
-        Outcome.INTERRUPTED,
+        Outcome.ROLLBACK_INTERRUPTED,
         "a rollback was begun but is not complete; run 'asyncmig rollback' again",
     )
     await asyncmig.rollback(worker)

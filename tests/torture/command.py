@@ -37,7 +37,12 @@ sys.argv[1:] = [verb, worker, *options]
 main()
 """
 """The command as another user, who may have so many threads."""
-NO_CHECK = "from asyncmig.runs import migrate; migrate.check_room = lambda *_: None; from asyncmig.cli.main import main; main()"
+NO_CHECK = """
+from asyncmig.cli.main import main
+from asyncmig.runs import preflight
+preflight._check_bytes = preflight._check_inodes = lambda *_: None
+main()
+"""
 """The command without its look at the free space: so it is in the midst of its work when there is none."""
 
 

@@ -91,7 +91,7 @@ class LiveCrashes:
 
     def _migrate(self, stores: MemoryStores, backend: str) -> None:
         report = self._run("migrate", stores, backend=backend)
-        if report.outcome is Outcome.INTERRUPTED:
+        if report.outcome is Outcome.ROLLBACK_INTERRUPTED:
             self._roll_back(stores, backend)
             self._migrate(stores, backend)
 

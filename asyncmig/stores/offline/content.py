@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
 from asyncmig.bolt.files import close
 from asyncmig.concurrency import in_thread, stepping
-from asyncmig.errors import StoreError, StrPath, printable
+from asyncmig.errors import StoreError, StrPath, printable, reason
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
@@ -167,5 +167,5 @@ def _head(path: str, size: int) -> bytes | None:
             return None
         # A disk in trouble must not cost records that it may still have: whoever knows that the data is lost can say so.
         remedy = "; check the disk. To go on without this blob, move the file away" if error.errno == errno.EIO else ""
-        raise StoreError(f"{printable(path)}: cannot read: {error.strerror}{remedy}") from error
+        raise StoreError(f"{printable(path)}: cannot read: {reason(error)}{remedy}") from error
     return head if len(head) == min(size, HEAD_SIZE) else None

@@ -14,7 +14,9 @@ from asyncmig.bolt import (
     Tx,
     verify_pages,
 )
-from asyncmig.bolt.walk import no_checkpoint
+from asyncmig.bolt.pagefile import freelist_pages
+from asyncmig.bolt.walk import free_pages, no_checkpoint
+from asyncmig.concurrency import stepping
 from asyncmig.errors import LayoutError, StoreError, StrPath, printable
 from asyncmig.stores.offline.codec import to_bytes, to_text
 
@@ -24,6 +26,9 @@ CONTENT = b"content"
 BLOB = b"blob"
 LEASES = b"leases"
 _LONGEST_LABEL = 4096
+_PAGES_PER_TREE = 64
+_PAGES_PER_ENTRY = 8
+"""Pages that an edit writes anew at most: those of the entry, and of the tree above that no other entry shares."""
 
 
 class OfflineFiles:
@@ -70,18 +75,22 @@ class OfflineFiles:
             if db is None or db.pages is None:
                 raise LayoutError(f"{printable(path)}: {'missing' if db is None else 'empty'}; this cache is not complete")
 
-    def growth(self, leases: int) -> list[tuple[str, int]]:
-        """By how many bytes each file may grow in a migration that makes so many leases.
+    def growth(self, checkpoint: Checkpoint, leases: int, entries: int | None) -> list[tuple[str, int]]:
+        """By how many bytes each file may grow on disk, for so many new leases and edits of so many entries (``None``: of all).
 
-        Copy-on-write writes every changed page anew: at worst all of them once.  A lease takes a little over two pages more,
-        being a bucket with a bucket in it.  A snapshot in the snapshotter's database takes one page more, because the bucket
-        of labels that it gets keeps it from being stored inline any longer.
+        Copy-on-write writes every changed page anew.  A lease takes a little over two pages, being a bucket with a bucket in
+        it.  A snapshot in the snapshotter's database takes one page more, because the bucket of labels that it gets keeps it
+        from being stored inline any longer.
         """
         with view(self.backend) as tx:
             snapshots = tx.path_bucket(VERSION, SNAPSHOTS) if tx else None
-            count = sum(1 for _ in snapshots.entries()) if snapshots else 0
-        new_pages = ((self.metadata, leases * 9 // 4), (self.backend, count))
-        return [(db.path, _growth(db.pages, pages)) for db, pages in new_pages if db is not None and db.pages is not None]
+            count = sum(1 for _ in stepping(checkpoint, snapshots.entries())) if snapshots else 0
+        new_pages = ((self.metadata, leases * 9 // 4), (self.backend, count if entries is None else min(count, entries)))
+        return [
+            (db.path, _growth(checkpoint, db.pages, pages, entries))
+            for db, pages in new_pages
+            if db is not None and db.pages is not None
+        ]
 
     def notes(self) -> list[str]:
         """What is odd about the files and does no harm, a sentence each."""
@@ -104,10 +113,14 @@ class OfflineFiles:
             return bucket_names(tx.path_bucket(VERSION, self.namespace, SNAPSHOTS) if tx else None)
 
 
-def _growth(pages: PageFile, new_pages: int) -> int:
-    """What is free within the file, and what is allocated behind its last page, is used first."""
-    in_use = (pages.high_water_mark - len(pages.freelist() or ())) * pages.page_size
-    return max(0, (pages.high_water_mark + new_pages) * pages.page_size - (pages.size - in_use))
+def _growth(checkpoint: Checkpoint, pages: PageFile, new_pages: int, entries: int | None) -> int:
+    """What the file has on disk beyond the pages in use is used first; bbolt makes files longer by holes, which are not."""
+    free = len(free_pages(pages, checkpoint))
+    in_use = pages.high_water_mark - free
+    changed = in_use if entries is None else min(in_use, _PAGES_PER_TREE + entries * _PAGES_PER_ENTRY)
+    written = changed + new_pages + freelist_pages(free + changed, pages.page_size)
+    spare = max(0, pages.allocated() - in_use * pages.page_size)
+    return max(0, written * pages.page_size - spare)
 
 
 def _open(path: str, writable: bool, checkpoint: Checkpoint) -> Db | None:
