@@ -1,34 +1,31 @@
-"""A grpclib channel that is fit for very many small calls."""
+"""grpclib's channel, with limits to what a server may do to it.
+
+grpclib keeps what arrives until somebody reads it, waits for what was announced, and ends a connection for what it does not
+expect.  That is fit for servers that mean well.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import anyio
-from grpclib.client import Channel, Handler
-from grpclib.const import Cardinality, Status
+from grpclib.client import Channel
+from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
-from grpclib.protocol import H2Protocol, Stream
+from grpclib.protocol import Buffer, Connection, H2Protocol, Stream
 
 from asyncmig.stores.containerd import messages
-from asyncmig.stores.containerd._pb.containerd.services.content.v1 import ReadContentRequest, UpdateResponse
+from asyncmig.stores.containerd._pb.containerd.services.content.v1 import UpdateResponse
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import CreateResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import UpdateSnapshotResponse
-from asyncmig.stores.containerd.unary import (
-    LONGEST_ANSWER,
-    Headers,
-    PendingCall,
-    UnaryProtocol,
-    messages_in,
-    request_headers,
-    too_large,
-)
 
-_DECODED_IN_PLACE = 32 * 1024
-"""Bytes of a reply from which on it is not decoded on the event loop: about four milliseconds' worth."""
+LONGEST_MESSAGE = 32 << 20
+"""Bytes of a message.  containerd sends 16 MiB at most."""
+_DECODED_IN_PLACE = 4 * 1024
+"""Bytes of a reply from which on it is not decoded on the event loop: about a millisecond's worth."""
 
 _IGNORED = (CreateResponse, UpdateResponse, UpdateSnapshotResponse)
 
@@ -46,12 +43,12 @@ class UndecodedReply:
 
 
 class _Codec(CodecBase):
-    """protobuf, without decoding what nobody looks at: replies that repeat the request, and very long ones for the moment."""
+    """protobuf, without decoding what nobody looks at: replies that repeat the request, and long ones for the moment."""
 
     __content_subtype__ = "proto"
 
     def encode(self, message: Any, message_type: Any) -> bytes:
-        return messages.encode(message)
+        return bytes(message)
 
     def decode(self, data: bytes, message_type: Any) -> Any:
         if message_type in _IGNORED:
@@ -61,17 +58,32 @@ class _Codec(CodecBase):
         return messages.decode(data, message_type)
 
 
-class _JoinedProtocol(H2Protocol):
+class ContainerdChannel(Channel):
+    """A channel to a unix socket.  It connects at the first call, and again after a connection was lost."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path=path, codec=_Codec())
+        self._latest: H2Protocol | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the connection has ended and was not remade yet."""
+        return self._latest is not None and self._latest.handler.connection_lost  # type: ignore[attr-defined]
+
+    def _protocol_factory(self) -> H2Protocol:
+        """The only private name of grpclib here.  Without it there would be calls, but no limits."""
+        plain = super()._protocol_factory()
+        self._latest = _Protocol(plain.handler, plain.config, plain.h2_config)
+        return self._latest
+
+
+class _Protocol(H2Protocol):
     """Joins writes, and bears what servers may send and grpclib does not expect."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(_JoinedWrites(transport))  # type: ignore[arg-type]
         self.processor.processors = _Processors(self.processor.processors)  # type: ignore[assignment, arg-type]
-        self.connection.create_stream = self._create_stream  # type: ignore[method-assign]
-
-    def _create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> Stream:
-        connection = self.connection
-        return _BoundedStream(connection, connection._connection, connection._transport, stream_id=stream_id, wrapper=wrapper)
+        self.connection.create_stream = partial(_bounded, self.connection.create_stream)  # type: ignore[method-assign]
 
     def data_received(self, data: bytes) -> None:
         """An error that gets out of here would end the connection, too, but by way of the log of asyncio."""
@@ -92,144 +104,77 @@ class _Processors(dict[type, Callable[[Any], None]]):
         return lambda _: None
 
 
+def _bounded(create_stream: Callable[..., Stream], **options: Any) -> Stream:
+    stream = create_stream(**options)
+    stream.__class__ = _BoundedStream  # grpclib has no way to choose the class
+    return stream
+
+
 class _BoundedStream(Stream):
-    """Does not wait for messages that no server sends, and which would be kept in memory until they are complete."""
+    """Takes one answer, and does not wait for what no server sends."""
 
-    async def recv_data(self, size: int) -> bytes:
-        if size > LONGEST_ANSWER:
-            raise too_large(size)
-        return await super().recv_data(size)
+    _is_terminated = False
+
+    def __terminated__(self, reason: str) -> None:
+        """The first reason is the one: that the connection is lost comes behind each of the others."""
+        if not self._is_terminated:
+            self._is_terminated = True
+            super().__terminated__(reason)
+
+    def init_stream(self, stream_id: int, connection: Connection) -> None:
+        super().init_stream(stream_id, connection)
+        self.buffer = _BoundedBuffer(partial(connection.ack, stream_id))
+
+    async def recv_trailers(self) -> list[tuple[str, str]]:
+        """grpclib would wait for trailers for ever, after more data than it has read, and after the end of the stream."""
+        if await self.recv_data(1):
+            raise GRPCError(Status.INTERNAL, "an answer of more than one message")
+        if self.trailers is None:
+            raise GRPCError(Status.UNKNOWN, "an answer without a status")
+        return self.trailers
 
 
-class _JoinedUnaryProtocol(_JoinedProtocol, UnaryProtocol):
-    """The writes are joined before :class:`UnaryProtocol` gets the transport."""
+class _BoundedBuffer(Buffer):
+    """What has arrived and was not read, as one piece.
 
-
-class _StreamChannel(Channel):
-    """grpclib's channel as it is, but for joined writes."""
-
-    def _protocol_factory(self) -> H2Protocol:
-        return _JoinedProtocol(Handler(), self._config, self._h2_config)
-
-
-class ContainerdChannel(Channel):
-    """A channel to a unix socket.  It connects at the first call, and again after a connection was lost.
-
-    Calls with one request and a short answer have a connection of their own (:mod:`asyncmig.stores.containerd.unary`): all that
-    have one reply, and Read, which is asked here for some kilobytes only.  Lists, and what that connection does not take just
-    now, go grpclib's way on another one.
+    grpclib's keeps each frame by itself, which takes a hundred times the memory of frames of a byte, and takes one without any
+    for the end.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path=path, codec=_Codec())
-        self.streams = _StreamChannel(path=path, codec=self._codec)
+    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+        self._acknowledge = acknowledge
+        self._data = bytearray()
+        self._size_to_acknowledge = 0
+        self._has_ended = False
+        self._news = asyncio.Event()
 
-    @property
-    def is_broken(self) -> bool:
-        """Whether a connection has ended that was not remade yet."""
-        return any(
-            channel._protocol is not None and channel._protocol.handler.connection_lost  # type: ignore[attr-defined]
-            for channel in (self, self.streams)
-        )
+    def add(self, data: bytes, ack_size: int) -> None:
+        self._data += data
+        self._size_to_acknowledge += ack_size
+        self._news.set()
 
-    def close(self) -> None:
-        """Close the connections."""
-        super().close()
-        self.streams.close()
+    def eof(self) -> None:
+        self._has_ended = True
+        self._news.set()
 
-    def _protocol_factory(self) -> H2Protocol:
-        return _JoinedUnaryProtocol(Handler(), self._config, self._h2_config)
+    def unacked_size(self) -> int:
+        size, self._size_to_acknowledge = self._size_to_acknowledge, 0
+        return size
 
-    def request(
-        self, name: str, cardinality: Cardinality, request_type: Any, reply_type: Any, *, metadata: Any = None, **limits: Any
-    ) -> Any:
-        """A call, to be entered."""
-        has_short_answer = cardinality is Cardinality.UNARY_UNARY or request_type is ReadContentRequest
-        if has_short_answer and limits.get("deadline") is None:
-            return _ShortCall(self, name, cardinality, reply_type, metadata, limits.get("timeout"))
-        return self.streams.request(name, cardinality, request_type, reply_type, metadata=metadata, **limits)
-
-
-class _ShortCall:
-    """A call in the way of grpclib's ``Stream``, as far as the stubs use it for one request and a short answer."""
-
-    __slots__ = ("_call", "_cardinality", "_channel", "_metadata", "_protocol", "_replies", "_reply_type", "_route", "_timeout")
-
-    def __init__(
-        self,
-        channel: ContainerdChannel,
-        route: str,
-        cardinality: Cardinality,
-        reply_type: Any,
-        metadata: Any,
-        timeout: float | None,
-    ) -> None:
-        self._channel = channel
-        self._route = route
-        self._cardinality = cardinality
-        self._reply_type = reply_type
-        self._metadata = metadata
-        self._timeout = timeout
-        self._call: PendingCall | None = None
-        self._replies: Iterator[Any] | None = None
-
-    async def __aenter__(self) -> _ShortCall:
-        return self
-
-    async def send_message(self, message: Any, *, end: bool) -> None:
-        """Send the request, the only one."""
-        data = self._channel._codec.encode(message, None)
-        protocol = self._channel._protocol
-        if protocol is None or protocol.handler.connection_lost or not self._start(protocol, data):  # type: ignore[attr-defined]
-            with anyio.fail_after(self._timeout):
-                if not self._start(await self._channel.__connect__(), data):
-                    self._replies = iter(await self._in_grpclib_s_way(message))
-
-    def _start(self, protocol: H2Protocol, data: bytes) -> bool:
-        assert isinstance(protocol, UnaryProtocol)
-        self._protocol = protocol
-        key = (self._route, *self._metadata.items()) if self._metadata else self._route
-        self._call = protocol.start(self._headers, key, data, self._timeout)
-        return self._call is not None
-
-    def _headers(self) -> Headers:
-        channel, metadata = self._channel, tuple(self._metadata.items()) if self._metadata else ()
-        return request_headers(channel._scheme, channel._authority, self._route, metadata)
-
-    async def _in_grpclib_s_way(self, message: Any) -> list[Any]:
-        async with self._channel.streams.request(
-            self._route, self._cardinality, type(message), self._reply_type, metadata=self._metadata
-        ) as stream:
-            await stream.send_message(message, end=True)
-            if self._cardinality is Cardinality.UNARY_UNARY:
-                return [await stream.recv_message()]
-            return [reply async for reply in stream]
-
-    async def recv_message(self) -> Any:
-        """The reply, or the next one; ``None`` if there is no more."""
-        if self._replies is None:
-            assert self._call is not None
-            found = messages_in(await self._call.reply)
-            if self._cardinality is Cardinality.UNARY_UNARY and len(found) != 1:
-                raise GRPCError(Status.INTERNAL, f"{len(found)} messages where one was to be")
-            self._replies = map(self._decode, found)
-        return next(self._replies, None)
-
-    def _decode(self, data: bytes) -> Any:
-        return self._channel._codec.decode(data, self._reply_type)
-
-    def __aiter__(self) -> _ShortCall:
-        return self
-
-    async def __anext__(self) -> Any:
-        reply = await self.recv_message()
-        if reply is None:
-            raise StopAsyncIteration
-        return reply
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._call is not None:
-            self._protocol.release(self._call)
+    async def read(self, size: int) -> bytes:
+        """So many bytes; fewer only if there are none at all any more."""
+        if size > LONGEST_MESSAGE:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"an answer of {size} bytes; at most {LONGEST_MESSAGE} are taken")
+        while len(self._data) < size and not self._has_ended:
+            self._acknowledge(self.unacked_size())
+            self._news.clear()
+            await self._news.wait()
+        self._acknowledge(self.unacked_size())
+        if 0 < len(self._data) < size:
+            raise GRPCError(Status.INTERNAL, "an answer that ends within a message")
+        found = bytes(self._data[:size])
+        del self._data[:size]
+        return found
 
 
 class _JoinedWrites:

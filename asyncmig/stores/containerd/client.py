@@ -6,8 +6,7 @@ is simply asked again.  What grpclib makes of trouble is not gRPC's UNAVAILABLE:
 * a connection that is lost ends each call on it with ``StreamTerminatedError``;
 * then, until containerd listens again, connecting raises ``ConnectionRefusedError`` (killed, its socket is still there) or
   ``FileNotFoundError`` (ended in order);
-* it wakes a waiting call by cancelling its task, and never takes that back (see :func:`_take_back_cancellations`); only those
-  that :mod:`asyncmig.stores.containerd.unary` makes are woken by their future.
+* it wakes a waiting call by cancelling its task, and never takes that back (see :func:`_take_back_cancellations`).
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ _sleep = anyio.sleep
 class UnaryMethod(Protocol[Request_contra, Reply_co]):
     """A method of a generated stub with one reply."""
 
-    def __call__(self, message: Request_contra, /, *, timeout: float | None) -> Awaitable[Reply_co]:
-        """Call it; :class:`TimeoutError` if there is no answer within ``timeout`` seconds."""
+    def __call__(self, message: Request_contra, /) -> Awaitable[Reply_co]:
+        """Call it."""
         ...
 
 
@@ -106,8 +105,8 @@ class Limits:
 class Client:
     """The services of the containerd that listens at the socket ``address``, in one namespace.
 
-    Any number of calls may run at a time.  They share a connection, two if some are streams; it is made at the first call and
-    again when it was lost.  Must be made and used within one asyncio event loop.  A cancelled call resets its stream at once;
+    Any number of calls may run at a time.  They share a connection, which is made at the first call and again when it was lost.
+    Must be made and used within one asyncio event loop.  A cancelled call resets its stream at once;
     whether a write took effect is then open.
     """
 
@@ -147,8 +146,7 @@ class Client:
         outage = _Outage(self, name)
         while True:
             try:
-                limit = outage.limit_of_call()
-                return await self._attempt(partial(method, request, timeout=limit), name, limit)
+                return await self._attempt(partial(method, request), name, outage.limit_of_call())
             except _UnreachableError as error:
                 await outage.wait(error)
             except AlreadyExistsError as error:
@@ -167,7 +165,8 @@ class Client:
             count = 0
             try:
                 async with aclosing(cast("AsyncGenerator[Reply]", method(request))) as replies:
-                    while (reply := await self._next(replies, name, outage.limit_of_call())) is not None:
+                    following = partial(anext, replies, None)
+                    while (reply := await self._attempt(following, name, outage.limit_of_call())) is not None:
                         count += 1
                         if count > furthest:  # or a list that always breaks at one place would be begun anew for ever
                             furthest = count
@@ -190,23 +189,15 @@ class Client:
             raise ContainerdError(self.address, name, "an answer without content")
         return part
 
-    async def _next(self, replies: AsyncGenerator[Reply], name: str, limit: float) -> Reply | None:
-        """The next of the answers to one call."""
-
-        async def within_limit() -> Reply | None:
-            with anyio.fail_after(limit):
-                return await anext(replies, None)
-
-        return await self._attempt(within_limit, name, limit)
-
     async def _attempt(self, function: Callable[[], Awaitable[Reply]], name: str, limit: float) -> Reply:
-        """Await ``function()``, which keeps the limit; what the libraries raise becomes an error of ours."""
+        """Await ``function()`` for ``limit`` seconds; what the libraries raise becomes an error of ours."""
         task = asyncio.current_task()
         assert task is not None
         cancellations = task.cancelling()
         try:
             try:
-                reply = await function()
+                with anyio.fail_after(limit):
+                    reply = await function()
                 return cast("Reply", await _decoded(reply)) if isinstance(reply, UndecodedReply) else reply
             except Exception:
                 await _take_back_cancellations(task, cancellations)
@@ -227,6 +218,8 @@ class Client:
             if self._channel.is_broken and not isinstance(error, OSError):
                 # A call that meets the end of a connection at the wrong moment finds grpclib half taken down.
                 raise _UnreachableError(f"the connection was lost ({type(error).__name__}: {error})") from error
+            if isinstance(error, AssertionError):  # betterproto2's and grpclib's way to say it
+                raise ContainerdError(self.address, name, "an answer without a whole message") from error
             raise ContainerdError(self.address, name, f"{error} ({type(error).__name__})") from error
 
     def _refused(self, name: str, error: GRPCError) -> Exception:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 
+from asyncmig.errors import ContainerdError
 from asyncmig.stores.containerd._pb.containerd.services.content.v1 import (
     Info,
     InfoRequest,
@@ -23,6 +24,10 @@ from asyncmig.stores.ports import GC_ROOT, HEAD_SIZE, ContentInfo
 
 _READ_WHOLE = 4096
 """Bytes up to which a blob is read as a whole, which takes less than a second call."""
+_MOST_READ = 4 << 20
+"""Bytes that an answer to Read may have, with those of all attempts.  Some kilobytes are asked for."""
+_MESSAGE = 1024
+"""What each of its messages counts besides its bytes."""
 
 
 class ContainerdContent:
@@ -91,11 +96,15 @@ class ContainerdContent:
         """As many of these bytes as there are; ``None`` if there is no such blob, or it ends before.  ``size`` is not 0."""
         if size <= 0:
             return None  # would mean all that follows; nothing has a negative size
+        received = 0
         parts: dict[int, bytes] = {}  # by place: after an interruption the answers begin anew
         request = ReadContentRequest(digest=digest, offset=offset, size=size)
         try:
             async with aclosing(self._client.stream(self._client.content.read, request, f"blob {digest}")) as replies:
                 async for reply in replies:
+                    received += len(reply.data) + _MESSAGE
+                    if received > _MOST_READ:
+                        raise ContainerdError(self._client.address, f"read blob {digest}", "more than was asked for")
                     parts[reply.offset] = reply.data
         except (NotFoundError, OutOfRangeError, InvalidArgumentError):
             return None

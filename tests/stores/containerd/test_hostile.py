@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import tracemalloc
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from grpclib.const import Cardinality, Status
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import Connection as GrpclibConnection
 
+from asyncmig.errors import ContainerdError
 from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import ListRequest
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
     Info,
@@ -17,21 +21,22 @@ from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import (
     ListSnapshotsResponse,
     SnapshotsStub,
 )
-from asyncmig.stores.containerd.unary import LONGEST_ANSWER, UnaryProtocol
-from tests.clock import SAFETY
-from tests.stores.containerd.test_unary import (
+from asyncmig.stores.containerd.channel import LONGEST_MESSAGE, _BoundedBuffer
+from asyncmig.stores.containerd.client import Client, Limits
+from asyncmig.stores.containerd.content import ContainerdContent
+from asyncmig.stores.fanout import no_progress
+from asyncmig.stores.ports import ContentInfo
+from tests.stores.containerd.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
     OK_HEADERS,
-    REPLY,
     RST_STREAM,
     Connection,
     answering,
     frame,
-    prefixed,
     serving,
     until,
 )
@@ -68,12 +73,11 @@ async def test_an_answer_without_an_end_is_refused() -> None:
         resets.append(await reading)
 
     async with serving(script) as leases:
-        with pytest.raises(GRPCError, match="an answer of") as caught:
+        with pytest.raises(GRPCError, match="an answer of more than one message"):
             await leases.list(ListRequest())
-        assert caught.value.status is Status.RESOURCE_EXHAUSTED
         await until(lambda: bool(resets))
     assert resets == [stream]
-    assert LONGEST_ANSWER < sent < 2 * LONGEST_ANSWER
+    assert 0 < sent < LONGEST_MESSAGE
 
 
 async def _first_reset(connection: Connection) -> int:
@@ -102,31 +106,8 @@ async def test_an_answer_of_very_many_messages_is_refused() -> None:
         return [first, *([frame(DATA, 0, stream, bytes(16000))] * 10), last]
 
     async with serving(answering(answer)) as leases:
-        with pytest.raises(GRPCError, match="more than 10000 messages"):
+        with pytest.raises(GRPCError, match="more than one message"):
             await leases.list(ListRequest())
-
-
-async def test_headers_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block here is another one, and all consist of numbers of a byte."""
-    protocols: list[UnaryProtocol] = []
-    made = UnaryProtocol.connection_made
-
-    def connection_made(self: UnaryProtocol, transport: Any) -> None:
-        protocols.append(self)
-        made(self, transport)
-
-    monkeypatch.setattr(UnaryProtocol, "connection_made", connection_made)
-
-    def answer(connection: Connection, stream: int) -> list[bytes]:
-        if stream == 1:
-            return connection.reply(stream)  # from now on these headers are numbers, too
-        blocks = (bytes([0x88, *(0x81 + (number >> shift & 1) for shift in range(11))]) for number in range(2000))
-        return [*(frame(HEADERS, END_HEADERS, 99, block) for block in blocks), *connection.reply(stream)]
-
-    async with serving(answering(answer)) as leases:
-        for _ in range(2):
-            assert await leases.list(ListRequest()) == REPLY
-        assert 0 < len(protocols[0]._seen) <= 256
 
 
 UNEXPECTED = {
@@ -153,7 +134,7 @@ async def test_an_unforeseen_error_ends_the_connection_and_is_not_logged(
     def fail(*_: object) -> None:
         raise RuntimeError("nobody thought of this")
 
-    monkeypatch.setattr(UnaryProtocol, "_frame", fail)
+    monkeypatch.setattr(GrpclibConnection, "feed", fail)
     async with serving(answering(Connection.reply)) as leases:
         with pytest.raises(StreamTerminatedError, match="nobody thought of this"):
             await leases.list(ListRequest())
@@ -168,19 +149,55 @@ async def test_headers_without_an_end_end_in_time() -> None:
             connection.send(frame(CONTINUATION, 0, stream, b"\x81") * 70_000)
 
     async with serving(script) as leases:
-        with pytest.raises(StreamTerminatedError, match="headers that are too long"):
+        with pytest.raises(StreamTerminatedError, match="Protocol error"):
             await leases.list(ListRequest())
 
 
-async def test_an_answer_may_be_long() -> None:
-    message = prefixed(bytes(LONGEST_ANSWER - 100))
+async def test_a_message_may_be_long_and_come_in_any_pieces() -> None:
+    acknowledged: list[int] = []
+    buffer = _BoundedBuffer(acknowledged.append)
+    reading = asyncio.ensure_future(buffer.read(LONGEST_MESSAGE))
+    for size in (1, 2**20, 5, LONGEST_MESSAGE - 2**20):
+        buffer.add(bytes(size), size + 1)
+        buffer.add(b"", 0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert await reading == bytes(LONGEST_MESSAGE)
+    assert await buffer.read(6) == bytes(6)
+    assert sum(acknowledged) == LONGEST_MESSAGE + 6 + 4
+    buffer.eof()
+    assert await buffer.read(1) == b""
+    with pytest.raises(GRPCError, match="an answer of"):
+        await buffer.read(LONGEST_MESSAGE + 1)
 
-    def answer(connection: Connection, stream: int) -> list[bytes]:
-        first, _, last = connection.reply(stream)
-        return [first, *(frame(DATA, 0, stream, message[i : i + 16384]) for i in range(0, len(message), 16384)), last]
 
-    async with serving(answering(answer)) as leases:
-        call: Any = leases.channel.request("/x", Cardinality.UNARY_UNARY, ListRequest, type(REPLY), timeout=SAFETY)
-        async with call:
-            await call.send_message(ListRequest(), end=True)
-            assert len(await call._call.reply) == len(message)
+async def test_frames_of_a_byte_take_no_more_memory_than_their_bytes() -> None:
+    buffer = _BoundedBuffer(lambda _: None)
+    tracemalloc.start()
+    try:
+        for _ in range(200_000):
+            buffer.add(b"x", 1)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_an_answer_to_read_without_an_end_is_refused() -> None:
+    """Of messages with nothing in them, which would never be more than was asked for."""
+
+    async def script(connection: Connection) -> None:
+        async for kind, _, stream, _ in connection.frames():
+            if kind == DATA:
+                first = frame(HEADERS, END_HEADERS, stream, connection.block(OK_HEADERS))
+                connection.send(first, *[frame(DATA, 0, stream, bytes(16_000))] * 4)
+
+    async with serving(script) as leases:
+        with Client(str(leases.channel._path), "buildkit", Limits()) as client:
+            content = ContainerdContent(_Here(), client, 1, no_progress)
+            with pytest.raises(ContainerdError, match="read blob sha256:0: more than was asked for"):
+                await content.head_many([ContentInfo("sha256:0", 10, None)])
+
+
+class _Here:
+    async def run(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        return await function()

@@ -1,10 +1,9 @@
-"""What the short way makes of messages is what betterproto2 makes of them."""
+"""What is made of answers is what betterproto2 makes of them, unless that does harm."""
 
 from __future__ import annotations
 
 import importlib
 import re
-import time
 from typing import Any
 
 import betterproto2
@@ -13,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncmig.stores.containerd import messages
-from asyncmig.stores.containerd._pb.containerd.services.content.v1 import Info as Blob
-from asyncmig.stores.containerd._pb.containerd.services.content.v1 import InfoResponse, UpdateRequest
-from asyncmig.stores.containerd._pb.containerd.services.introspection.v1 import PluginsResponse, Status
-from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import ListResponse
+from asyncmig.stores.containerd._pb.containerd.services.content.v1 import InfoResponse
+from asyncmig.stores.containerd._pb.containerd.services.introspection.v1 import PluginsResponse
+from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import Lease, ListResponse
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import Info, ListSnapshotsResponse
 from asyncmig.stores.containerd._pb.google.protobuf import Empty, FieldMask
 
@@ -110,7 +108,6 @@ def test_any_message(cls: type[betterproto2.Message]) -> None:
     @given(instances(cls))
     def check(message: betterproto2.Message) -> None:
         data = bytes(message)
-        assert messages.encode(message) == data
         assert outcome(messages.decode, data, cls) == outcome(cls.FromString, data)
 
     check()
@@ -178,44 +175,21 @@ def test_values_of_a_wrong_type_are_refused(cls: type[betterproto2.Message], dat
         messages.decode(data, cls)
 
 
-@pytest.mark.parametrize("unknown", [b"\x78\0", b"\xa0\x06\0", b"\xa2\x06\x01x", b"\x7d\0\0\0\0", b"\xa1\x06" + b"\0" * 8])
-def test_unknown_fields_take_a_time_that_grows_with_their_number(unknown: bytes) -> None:
-    data = unknown * (500_000 // len(unknown))  # betterproto2 takes ten seconds and more for 250,000 of them
-    started = time.process_time()
-    message = messages.decode(data, ListResponse)
-    assert time.process_time() - started < 4
-    assert message._unknown_fields == data
+UNKNOWN = [b"\x78\0", b"\xa0\x06\0", b"\xa2\x06\x01x", b"\x7d\0\0\0\0", b"\xa1\x06" + b"\0" * 8]
 
 
-def test_a_long_message_that_is_damaged_is_refused() -> None:
-    data = b"\x78\0" * 500_000 + b"\x08\x01"
-    started = time.process_time()
-    with pytest.raises(ValueError, match="a damaged ListResponse of 1000002 bytes"):
+@pytest.mark.parametrize("unknown", UNKNOWN)
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_very_many_unknown_fields_are_refused(unknown: bytes, where: str) -> None:
+    """betterproto2 takes ten seconds and more for 250,000 of them."""
+    data = unknown * (500_000 // len(unknown))
+    if where == "inside":
+        data = bytes(ListResponse(leases=[Lease(id="a")])) + b"\x0a" + betterproto2.encode_varint(len(data)) + data
+    with pytest.raises(ValueError, match="too many unknown fields"):
         messages.decode(data, ListResponse)
-    assert time.process_time() - started < 4
 
 
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 1 << 62, (1 << 63) - 1, -1, -(1 << 63)])
-def test_numbers_of_any_size_go_the_short_way(number: int) -> None:
-    assert messages._decode(bytes(Blob(size=number)), Blob).size == number
-
-
-@pytest.mark.parametrize("cls", all_messages(), ids=lambda cls: cls.__name__)
-def test_the_short_way_is_taken(cls: Any) -> None:
-    """All requests are encoded here, and all answers decoded, but for a rare one."""
-    if cls.__name__.endswith("Request"):
-        assert messages._encoders(cls) is not None
-    elif cls not in (FieldMask, Status):
-        read = {name for name, _ in messages._decoders(cls).values()}
-        assert read == set(cls._betterproto.meta_by_field_name)
-
-
-def test_unknown_fields_are_passed_on() -> None:
-    message = Info.FromString(UNUSUAL["unknown fields"])
-    assert messages.encode(message) == bytes(message)
-    assert len(bytes(message)) > len(bytes(Info(name="n")))
-
-
-def test_text_that_is_not_utf_8() -> None:
-    with pytest.raises(UnicodeEncodeError):
-        messages.encode(UpdateRequest(info=Blob(digest="\udc80")))
+def test_some_unknown_fields_are_taken() -> None:
+    known = bytes(ListResponse(leases=[Lease(id=f"{i}", labels={"a": "b"}) for i in range(5_000)]))
+    message = messages.decode(known + b"\x78\0" * 10_000, ListResponse)
+    assert len(message.leases) == 5_000
