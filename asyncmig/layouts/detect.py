@@ -41,7 +41,7 @@ def find_layout(
             raise LayoutError(f"the {what} is empty")
     directory = os.path.abspath(os.fspath(path))
     if not is_directory(directory):
-        raise LayoutError(f"{printable(directory)}: not a directory")
+        raise LayoutError(f"{printable(directory)}: {'not a directory' if exists(directory) else 'no such directory'}")
     if not _is_worker(directory):
         directory = _only_worker(directory, is_named=layout != "auto")
     worker, *links = _places(directory)
