@@ -89,8 +89,12 @@ def main() -> NoReturn:
         with _usage_errors():
             code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        with contextlib.suppress(OSError):  # the exit code says it, too
+            if sys.stderr is not None:  # otherwise click prints it to standard output
+                error.show()
+    except SystemExit:
+        code = 0  # click's end, with another code, where the reader of a help text has seen enough
     except (click.Abort, KeyboardInterrupt):
         code = 128 + signal.SIGINT
         _complain("SIGINT: stopped")

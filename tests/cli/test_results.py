@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,34 @@ def test_no_file_gets_the_number_of_a_standard_stream(closed: str, tmp_path: Pat
     (tmp_path / "program.py").write_text(_NUMBERS)
     (tmp_path / "file").touch()
     assert shell(f"{sys.executable} {tmp_path}/program.py {tmp_path}/file {closed}").returncode > 2
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """What is written to a pipe whose reader has ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.mark.parametrize("text", ["--help", "db check --help", "--version"])
+def test_a_reader_of_help_that_has_seen_enough(text: str, closed_pipe: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncmig", *text.split()], stdout=closed_pipe, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("output", ["2>/dev/full", "2>&-"])
+def test_wrong_usage_that_can_t_be_told(output: str) -> None:
+    done = shell(f"{sys.executable} -m asyncmig migrate {output}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_wrong_usage_that_nobody_reads(closed_pipe: int) -> None:
+    done = subprocess.run([sys.executable, "-m", "asyncmig", "migrate"], stderr=closed_pipe, timeout=60, check=False)
+    assert done.returncode == 2
 
 
 # -- a report on standard output
