@@ -14,11 +14,11 @@ from types import ModuleType
 
 from asyncmig.audit.findings import Verification
 from asyncmig.concurrency import in_thread
-from asyncmig.errors import AsyncmigError, ResourceError, StrPath, lack_of_resources
+from asyncmig.errors import AsyncmigError, OptionError, ResourceError, StrPath, lack_of_resources
 from asyncmig.migration.changes import Change
 from asyncmig.migration.progress import Progress
 from asyncmig.migration.report import Report
-from asyncmig.runs.options import Options
+from asyncmig.runs.options import Options, check_path
 
 
 async def migrate(path: StrPath, options: Options | None = None, *, progress: Progress | None = None) -> Report:
@@ -32,11 +32,13 @@ async def migrate(path: StrPath, options: Options | None = None, *, progress: Pr
     and a rerun completes the work, every other kind that nothing has changed.
 
     Cancellation takes effect at once and leaves everything as it was until the new database is complete; after that the rest
-    is done first, which no kind of cancellation interrupts, and then the cancellation is raised.
+    is done first, which no kind of cancellation interrupts, and then the cancellation is raised.  The report of such a run is
+    what :meth:`Progress.ended` was called with: a second call finds nothing left to do, and counts nothing.
     """
+    options = _checked(path, options, progress)
     with _understood():
         run = await _imported("migrate")
-        report: Report = await run.migrate(path, options or Options(), progress)
+        report: Report = await run.migrate(path, options, progress)
         return report
 
 
@@ -53,9 +55,12 @@ async def plan(
     migration would refuse to begin is told in :attr:`Report.refused`, not raised.  Otherwise as :func:`migrate`; cancellation
     takes effect at once.
     """
+    options = _checked(path, options, progress)
+    if on_change is not None and not callable(on_change):
+        raise OptionError("on_change", f"is a {type(on_change).__name__}; give a function")
     with _understood():
         run = await _imported("migrate")
-        report: Report = await run.migrate(path, replace(options or Options(), dry_run=True), progress, on_change)
+        report: Report = await run.migrate(path, replace(options, dry_run=True), progress, on_change)
         return report
 
 
@@ -65,11 +70,13 @@ async def rollback(path: StrPath, options: Options | None = None, *, progress: P
     Of the options, those count that tell where the cache is, and ``dry_run``.  An interrupted migration can be undone, too.
     Raises :class:`AsyncmigError` if there is no journal of a migration, or if a newer daemon has changed the v2 database since;
     its kind :class:`IncompleteRollbackError` means that a rerun completes the work, every other kind that nothing has changed.
-    A cancellation takes effect at once until the first change, and after the last one.
+    A cancellation takes effect at once until the first change, and after the last one; then :meth:`Progress.ended` has had the
+    report.
     """
+    options = _checked(path, options, progress)
     with _understood():
         run = await _imported("rollback")
-        report: Report = await run.rollback(path, options or Options(), progress)
+        report: Report = await run.rollback(path, options, progress)
         return report
 
 
@@ -82,10 +89,21 @@ async def verify(path: StrPath, options: Options | None = None, *, progress: Pro
     Raises :class:`AsyncmigError`: :class:`LayoutError` if there is no v2 database, :class:`DatabaseLockedError` while a daemon
     runs.  Cancellation takes effect at once.
     """
+    options = _checked(path, options, progress)
     with _understood():
         run = await _imported("verify")
-        result: Verification = await run.verify(path, options or Options(), progress)
+        result: Verification = await run.verify(path, options, progress)
         return result
+
+
+def _checked(path: StrPath, options: Options | None, progress: Progress | None) -> Options:
+    """The options, or the usual ones.  Raises :class:`OptionError` for arguments of wrong types."""
+    check_path("path", path)
+    if options is not None and not isinstance(options, Options):
+        raise OptionError("options", f"is a {type(options).__name__}; give an asyncmig.Options")
+    if progress is not None and not isinstance(progress, Progress):
+        raise OptionError("progress", f"is a {type(progress).__name__}; give a subclass of asyncmig.Progress")
+    return options if options is not None else Options()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ __all__ = [
     "IncompleteMigrationError",
     "IncompleteRollbackError",
     "LayoutError",
+    "OptionError",
     "RecordError",
     "ResourceError",
     "StoreError",
@@ -34,6 +35,19 @@ StrPath = str | os.PathLike[str]
 
 class AsyncmigError(Exception):
     """Base of everything this package raises on purpose."""
+
+
+class OptionError(AsyncmigError, ValueError):
+    """An argument makes no sense: an option by itself, several together, or a path that can be none.
+
+    ``names`` are the arguments, as a program names them, and ``cause`` is what is wrong with them.  Raised before anything has
+    been looked at.
+    """
+
+    def __init__(self, names: str | tuple[str, ...], cause: str) -> None:
+        self.names = (names,) if isinstance(names, str) else names
+        super().__init__(f"{' and '.join(self.names)} {cause}")
+        self.cause = cause
 
 
 class DatabaseError(AsyncmigError):
@@ -49,12 +63,38 @@ class DatabaseError(AsyncmigError):
 
 
 class CorruptDatabaseError(DatabaseError):
-    """The bytes of a bolt file are not what the format allows.  ``page`` is ``None`` for the file as a whole."""
+    """The bytes of a bolt file are not what the format allows.
 
-    def __init__(self, path: StrPath, page: int | None, cause: str) -> None:
-        super().__init__(path, f"corrupt database: {cause}" if page is None else f"corrupt database: page {page}: {cause}")
+    ``page`` is ``None`` for the file as a whole, ``detail`` what is wrong with it.  ``mendable`` tells that this page says
+    nothing but which others are free, so that the data are whole if nothing else is damaged.
+    """
+
+    def __init__(self, path: StrPath, page: int | None, cause: str, *, mendable: bool = False) -> None:
+        what = "the database" if page is None else f"page {page}"
+        super().__init__(path, f"{what} is corrupt ({cause}); {remedy(path, mendable=mendable)}")
         self.page = page
         self.detail = cause
+        self.mendable = mendable
+
+
+def remedy(path: StrPath, *, mendable: bool) -> str:
+    """What to do about a damaged database.  ``mendable`` is as in :class:`CorruptDatabaseError`."""
+    name = printable(os.path.basename(os.path.abspath(path)))
+    if mendable:
+        return (
+            f"this is about free pages, not about data: stop the daemon, and 'asyncmig db repair {printable(os.fspath(path))} "
+            "NEW' writes a sound copy"
+        )
+    if _OF_CONTAINERD.fullmatch(os.path.basename(os.path.dirname(os.path.abspath(path)))):
+        # Other users of this containerd have their data in it, too.
+        return f"restore {name} from a backup, with all of containerd's root directory"
+    if name.removesuffix(".rolled-back") in _OF_A_CACHE:
+        return f"restore {name} from a backup, or delete the cache"
+    return f"restore {name} from a backup"
+
+
+_OF_A_CACHE = ("metadata.db", "metadata_v2.db", "containerdmeta.db", "snapshots.db", "cache.db")
+_OF_CONTAINERD = re.compile(r"io\.containerd\..*")
 
 
 class DatabaseLockedError(DatabaseError):

@@ -18,6 +18,7 @@ from asyncmig.buildkit import keys
 from asyncmig.buildkit.metadata import MetadataDb, Revision
 from asyncmig.buildkit.record import Changes, Record
 from asyncmig.migration.chains import blob_chain_id, chain_id
+from asyncmig.migration.semantics import SEMANTICS
 
 
 class StageCpu(Progress):
@@ -46,7 +47,7 @@ class StageCpu(Progress):
 def migrate(worker: str, semantics: str, backend: str = "asyncio") -> dict[str, Any]:
     """A whole migration; returns wall and CPU seconds of each stage."""
     cpu = StageCpu()
-    options = Options(semantics=semantics)
+    options = Options(semantics=SEMANTICS[semantics].name)
     report = anyio.run(partial(asyncmig.migrate, worker, options, progress=cpu), backend=backend)
     cpu.close()
     return {"seconds": report.seconds, "cpu": cpu.seconds, "records": report.counts.records}
@@ -114,7 +115,7 @@ TICK = 0.001
 
 def lags(backend: str, worker: str, semantics: str, address: str = "") -> dict[str, list[float]]:
     """How much too late a task that sleeps a millisecond at a time wakes, in seconds: idle, and beside a migration."""
-    options = Options(semantics=semantics, address=address or None)
+    options = Options(semantics=SEMANTICS[semantics].name, address=address or None)
     work = partial(asyncmig.migrate, worker, options)
     return {
         "idle": anyio.run(beside, partial(anyio.sleep, 2), backend=backend),

@@ -60,7 +60,7 @@ async def test_what_a_program_gets_to_log(tmp_path: Path) -> None:
     for name, semantics in itertools.product((*DAMAGE, *IN_FILES), SEMANTICS):
         worker = damaged(name, tmp_path / semantics / name / NAMES)
         try:
-            report = await asyncmig.migrate(worker, Options(semantics=semantics, max_dropped=100))
+            report = await asyncmig.migrate(worker, Options(semantics=SEMANTICS[semantics].name, max_dropped=100))
             texts += [decision.text for decision in report.decisions] + [note.text for note in report.notes]
             found = await asyncmig.verify(worker)
             texts += [finding.text for finding in found.findings] + [note.text for note in found.notes]

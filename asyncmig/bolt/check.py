@@ -20,10 +20,11 @@ MAX_FINDINGS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.  ``page`` is ``None`` for the file as a whole."""
+    """One thing that is wrong.  ``page`` and ``mendable`` are as in :class:`CorruptDatabaseError`."""
 
     page: int | None
     cause: str
+    mendable: bool = False
 
     def __str__(self) -> str:
         return self.cause if self.page is None else f"page {self.page}: {self.cause}"
@@ -51,6 +52,11 @@ class CheckResult:
         """Whether nothing is wrong."""
         return not self.findings
 
+    @property
+    def mendable(self) -> bool:
+        """Whether all that is wrong is which pages are said to be free: the data are whole."""
+        return all(finding.mendable for finding in self.findings)
+
 
 class _TooManyFindings(Exception):
     pass
@@ -64,13 +70,13 @@ class _CollectingWalker(Walker):
         self.result = result
 
     def problem(self, error: CorruptDatabaseError) -> None:
-        self.add(error.page, error.detail)
+        self.add(error.page, error.detail, mendable=error.mendable)
 
-    def add(self, page: int | None, cause: str) -> None:
+    def add(self, page: int | None, cause: str, *, mendable: bool = False) -> None:
         if len(self.result.findings) >= MAX_FINDINGS:
             self.result.truncated = True
             raise _TooManyFindings
-        self.result.findings.append(Finding(page, cause))
+        self.result.findings.append(Finding(page, cause, mendable))
 
 
 def check(path: str | PathLike[str], *, lock_timeout: float = 0.0, checkpoint: Checkpoint = no_checkpoint) -> CheckResult:
@@ -99,7 +105,7 @@ def verify_pages(pages: PageFile, checkpoint: Checkpoint = no_checkpoint, *, los
     result = check_pages(pages, checkpoint=checkpoint, lost_pages=lost_pages)
     if result.findings:
         first = result.findings[0]
-        raise CorruptDatabaseError(pages.path, first.page, first.cause)
+        raise pages.corrupt(first.page, first.cause, mendable=result.mendable)
 
 
 def check_pages(pages: PageFile, *, checkpoint: Checkpoint = no_checkpoint, lost_pages: bool = True) -> CheckResult:
@@ -136,7 +142,7 @@ def _check_freelist(walker: _CollectingWalker, result: CheckResult) -> None:
         if free is not None:
             pages.page(pages.meta.freelist, walker.mark)
     except CorruptDatabaseError as error:
-        walker.problem(error)
+        walker.add(error.page, error.detail, mendable=True)
         return
     if free is None:
         result.free_pages = reachable.count(0)
@@ -145,12 +151,12 @@ def _check_freelist(walker: _CollectingWalker, result: CheckResult) -> None:
     result.free_pages = len(free)
     for page_id in free:
         if walker.seen[page_id]:
-            walker.add(page_id, "on the freelist although it is in use")
+            walker.add(page_id, "on the freelist although it is in use", mendable=True)
         walker.seen[page_id] = 1
 
 
 def _check_lost(walker: _CollectingWalker) -> None:
     lost = walker.seen.find(0)
     while lost >= 0:
-        walker.add(lost, "neither in use nor on the freelist")
+        walker.add(lost, "neither in use nor on the freelist", mendable=True)
         lost = walker.seen.find(0, lost + 1)

@@ -81,10 +81,11 @@ class PageFile:
             page, cause = (1, problems[0] if problems else "another page size") if first else (0, problems[0])
             self.bad_meta = (
                 f"meta page {page} is unusable ({cause}), so this is the state of the other one; "
-                "if the bad one was the newer, the last commit is lost"
+                "if the bad one was the newer, the last commit is lost. "
+                "'asyncmig db repair' writes a copy in which both are good"
             )
         if not metas:
-            raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable ({problems[0]})")
+            raise CorruptDatabaseError(self.path, None, f"invalid database, both meta pages are unusable: {problems[0]}")
         meta = max(metas, key=lambda m: m.txid)
         self.meta_offset = 0 if meta is first else meta.page_size
         self._check_meta(meta)
@@ -159,7 +160,7 @@ class PageFile:
             raise self.corrupt(page_id, "the file ends within the page")
         stated, flags, count, overflow = PAGE_HEADER.unpack_from(image)
         if stated != page_id:
-            raise self.corrupt(page_id, f"the page calls itself page {stated}")
+            raise self.corrupt(page_id, f"its header says page {stated}")
         if page_id + overflow >= self.high_water_mark:
             raise self.corrupt(page_id, f"{overflow} overflow pages reach past the high water mark {self.high_water_mark}")
         if claim:
@@ -227,19 +228,22 @@ class PageFile:
         """Ids of the free pages, ascending; ``None`` when the file stores no freelist."""
         if self.meta.freelist == NO_FREELIST:
             return None
-        page = self.page(self.meta.freelist)
+        try:
+            page = self.page(self.meta.freelist)
+        except CorruptDatabaseError as error:
+            raise self.corrupt(error.page, error.detail, mendable=True) from None
         if page.flags != FREELIST:
-            raise self.corrupt(page.id, f"type {page.flags:#x} where the freelist should be")
+            raise self.corrupt(page.id, f"type {page.flags:#x} where the freelist should be", mendable=True)
         try:
             return decode_freelist(page, self.high_water_mark)
         except Malformed as problem:
-            raise self.corrupt(page.id, str(problem)) from None
+            raise self.corrupt(page.id, str(problem), mendable=True) from None
         except MemoryError:
             raise self.out_of_memory() from None
 
-    def corrupt(self, page_id: int | None, cause: str) -> CorruptDatabaseError:
+    def corrupt(self, page_id: int | None, cause: str, *, mendable: bool = False) -> CorruptDatabaseError:
         """The error for a page of this file."""
-        return CorruptDatabaseError(self.path, page_id, cause)
+        return CorruptDatabaseError(self.path, page_id, cause, mendable=mendable)
 
     def out_of_memory(self) -> DatabaseError:
         """The error for a file that is too large for this machine."""

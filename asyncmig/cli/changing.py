@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from asyncmig.cli.progress import show_progress
-from asyncmig.cli.reports import failure, write_report
+from asyncmig.cli.reports import failure, goes_to_output, print_json, write_report
 from asyncmig.cli.run import run
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
 from asyncmig.migration.report import Report
@@ -23,6 +24,9 @@ def run_reporting(
         if isinstance(error, AsyncmigError) and not isinstance(error, IncompleteMigrationError | IncompleteRollbackError):
             error.add_note("nothing was changed")
         write_report(report, failure(error))
+        if goes_to_output(report):
+            with contextlib.suppress(OSError):  # the error is told anyway
+                print_json(failure(error))
         raise
     write_report(report, result.to_dict())
     return result

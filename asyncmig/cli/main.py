@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn, TextIO
 
@@ -18,6 +19,7 @@ from asyncmig.errors import (
     AsyncmigError,
     IncompleteMigrationError,
     IncompleteRollbackError,
+    OptionError,
     described,
     printable,
 )
@@ -33,7 +35,8 @@ Exit codes:
   2    wrong usage
   3    verify has findings
   4    failed half-way, nothing is lost: run the command again to complete it
-  74   the result could not be written to standard output (plan --json, verify, db check, db dump)
+  74   the result could not be written to standard output (plan, --dry-run, verify, db check,
+       db dump)
   130  interrupted, nothing was changed (143: terminated, 129: hung up)
 """
 
@@ -81,11 +84,17 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     code: object = 0
+    _fill_closed_streams()
     try:
-        code = cli.main(standalone_mode=False)
+        with _usage_errors():
+            code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        with contextlib.suppress(OSError):  # the exit code says it, too
+            if sys.stderr is not None:  # otherwise click prints it to standard output
+                error.show()
+    except SystemExit:
+        code = 0  # click's end, with another code, where the reader of a help text has seen enough
     except (click.Abort, KeyboardInterrupt):
         code = 128 + signal.SIGINT
         _complain("SIGINT: stopped")
@@ -105,6 +114,29 @@ def main() -> NoReturn:
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fill_closed_streams() -> None:
+    """Open something harmless in place of a standard stream that is closed.
+
+    The next file would get its number, and what is written to "standard error" would go into a database.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Make wrong usage of an argument that the library refuses, with its name on the command line."""
+    try:
+        yield
+    except OptionError as error:
+        from asyncmig.cli.options import name_of  # noqa: PLC0415  (it takes as long to import as the rest of the start)
+
+        raise click.UsageError(f"{' and '.join(map(name_of, error.names))} {error.cause}") from None
 
 
 _NO_MEMORY = f"asyncmig: {MORE_MEMORY}\n".encode()

@@ -23,8 +23,8 @@ from asyncmig.cli.options import (
     semantics_options,
     trust_option,
 )
-from asyncmig.cli.output import writing_output
-from asyncmig.cli.reports import check_report_path
+from asyncmig.cli.output import Lines, writing_output
+from asyncmig.cli.reports import check_report_path, goes_to_output, print_json
 from asyncmig.cli.view import print_report
 from asyncmig.migration.report import Report
 
@@ -51,7 +51,7 @@ def migrate(path: str, report: str | None, progress: str, backend: str, **option
     The stores of a worker directory containerd-<snapshotter> are in a containerd.  It may go on running (--address), or be
     stopped (--containerd-root).
     """
-    return _run(asyncmig.migrate, path, report, progress, backend, options)
+    return _run(asyncmig.migrate, path, report, progress, backend, options, is_result=options["dry_run"])
 
 
 @click.command(short_help="Show what migrate would do.")
@@ -76,11 +76,14 @@ def plan(path: str, as_json: bool, report: str | None, progress: str, backend: s
     {"report": ...}                                    last: counts, decisions, notes, time and space needed
     """
     if not as_json:
-        return _run(asyncmig.plan, path, report, progress, backend, options)
-    with writing_output():
-        function = partial(asyncmig.plan, on_change=lambda change: click.echo(change_line(change)))
-        result = _call(function, path, report, progress, backend, options)
-        click.echo(json.dumps({"report": result.to_dict()}))
+        return _run(asyncmig.plan, path, report, progress, backend, options, is_result=True)
+    if goes_to_output(report):
+        raise click.UsageError("--json and --report - exclude each other; the last line of --json is the report")
+    lines = Lines()
+    function = partial(asyncmig.plan, on_change=lambda change: lines.write(change_line(change)))
+    result = _call(function, path, report, progress, backend, options)
+    lines.write(json.dumps({"report": result.to_dict()}))
+    lines.end()
     return EXIT_REFUSED if result.refused else 0
 
 
@@ -98,17 +101,28 @@ def rollback(path: str, report: str | None, progress: str, backend: str, **optio
     metadata_v2.db.rolled-back.  It reads from metadata_v2.db.journal what to undo.  It refuses if metadata_v2.db has changed
     since the migration.
     """
-    return _run(asyncmig.rollback, path, report, progress, backend, options)
+    return _run(asyncmig.rollback, path, report, progress, backend, options, is_result=options["dry_run"])
 
 
 def _run(
-    function: Callable[..., Any], path: str, report: str | None, progress: str, backend: str, options: dict[str, Any]
+    function: Callable[..., Any],
+    path: str,
+    report: str | None,
+    progress: str,
+    backend: str,
+    options: dict[str, Any],
+    *,
+    is_result: bool,
 ) -> int:
+    """Run it, and print its report.  ``is_result`` tells that nothing else was wanted of it."""
     start = perf_counter()
     result = _call(function, path, report, progress, backend, options)
-    # The work is done; a closed pipe or a full disk behind standard output does not change that.
-    with contextlib.suppress(OSError, MemoryError):
-        print_report(result, perf_counter() - start)
+    # Otherwise the work is done; a closed pipe or a full disk behind standard output does not change that.
+    with writing_output() if is_result else contextlib.suppress(OSError, MemoryError):
+        if goes_to_output(report):
+            print_json(result.to_dict())
+        else:
+            print_report(result, perf_counter() - start)
     return EXIT_REFUSED if result.refused else 0
 
 

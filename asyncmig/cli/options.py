@@ -14,6 +14,9 @@ from asyncmig.migration.semantics import DEFAULT, SEMANTICS
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
+PATH = click.Path(readable=False)
+"""A path of any kind.  Whether it can be read is found out by whoever opens it: that is a failure (1), not wrong usage (2)."""
+
 
 def cache_options(command: Command) -> Command:
     """Where the cache is: ``path``, ``layout``, ``snapshotter``, ``namespace``, ``address``, ``containerd_root``,
@@ -44,7 +47,8 @@ def running_options(command: Command) -> Command:
 
 def report_option(command: Command) -> Command:
     """Where the report goes: ``report``."""
-    option = click.option("--report", type=click.Path(), metavar="FILE", help="Also write a report to FILE, in JSON.")
+    text = "Also write a report to FILE, in JSON; -: to standard output, in place of the text."
+    option = click.option("--report", type=PATH, metavar="FILE", help=text)
     return option(command)
 
 
@@ -52,8 +56,12 @@ def check_not_empty(**values: str | None) -> None:
     """Raise :class:`click.BadParameter` for a path that is given and empty: it would mean the working directory."""
     for name, value in values.items():
         if value == "":
-            hint = "PATH" if name == "path" else f"--{name.replace('_', '-')}"
-            raise click.BadParameter("it is empty", param_hint=hint)
+            raise click.BadParameter("it is empty", param_hint=name_of(name))
+
+
+def name_of(argument: str) -> str:
+    """An argument of the library as the command line has it."""
+    return argument.upper() if argument in ("path", "file", "new") else f"--{argument.replace('_', '-')}"
 
 
 def _decorated(command: Command, *decorators: Callable[[Any], Any]) -> Command:
@@ -71,7 +79,7 @@ drop_limit_option = click.option(
 )
 
 _CACHE = (
-    click.argument("path", type=click.Path()),
+    click.argument("path", type=PATH),
     click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="The kind of cache."),
     click.option("--snapshotter", metavar="NAME", help="Name of the snapshotter.  Default: derived from the directory name."),
     click.option(
@@ -87,7 +95,7 @@ _CACHE = (
     ),
     click.option(
         "--containerd-root",
-        type=click.Path(),
+        type=PATH,
         metavar="DIR",
         help="Root directory of a stopped containerd that holds the stores.",
     ),

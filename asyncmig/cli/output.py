@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import click
 
@@ -22,20 +21,36 @@ def say(line: str) -> None:
 def writing_output() -> Iterator[None]:
     """Raise :class:`OutputError` for what the block can't write to standard output, which is flushed at its end.
 
-    The reader of a pipe (head, less) may have seen enough: that ends the block and is no error.
+    The reader of a pipe (head, less) may have seen enough: that ends the block and is no error.  So nothing that is needed
+    behind the block may be computed in it.
     """
+    if sys.stdout is None:  # what Python makes of a stream that was closed before it started
+        raise OutputError("it is closed")
     try:
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         pass
     except OSError as error:
         raise OutputError(error.strerror or str(error)) from error
 
 
-def binary_output() -> BinaryIO:
-    """Standard output for bytes.  Raises :class:`OutputError` if it is closed."""
-    if sys.stdout is None:  # what Python makes of a stream that was closed before it started
-        raise OutputError("it is closed")
-    return sys.stdout.buffer
+class Lines:
+    """Lines for standard output from a run that goes on if they can't be written: it still has a report and an exit code."""
+
+    def __init__(self) -> None:
+        self._failed: OSError | None = None
+
+    def write(self, line: str) -> None:
+        """Write a line, unless one before could not be written."""
+        if self._failed is None:
+            try:
+                click.echo(line)
+            except OSError as error:
+                self._failed = error
+
+    def end(self) -> None:
+        """Raise :class:`OutputError` if something could not be written, unless its reader has seen enough."""
+        with writing_output():
+            if self._failed is not None:
+                raise self._failed

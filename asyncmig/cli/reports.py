@@ -19,10 +19,25 @@ _CACHE_FILE = re.compile(r".*\.db(\W.*)?|buildkitd\.lock|workerid", re.DOTALL)
 """Names of the files of a cache: databases with all that may stand beside them (.tmp, .journal, .before), locks and ids."""
 
 
+_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def goes_to_output(path: str | None) -> bool:
+    """Whether the report is to go to standard output, and no text with it."""
+    return path in _OUTPUT
+
+
+def print_json(content: dict[str, object]) -> None:
+    """Print a report."""
+    click.echo(json.dumps(content, indent=2))
+
+
 def check_report_path(path: str | None) -> None:
     """Refuse a report that can't be written, or that would replace something else, before anything is migrated."""
-    if path is None:
+    if path is None or goes_to_output(path):
         return
+    if not path:
+        raise click.BadParameter("it is empty", param_hint="--report")
     real = os.path.realpath(path)
     if os.path.isdir(real) or not os.access(os.path.dirname(real), os.W_OK):
         raise click.BadParameter(f"can't write {printable(path)}: no such directory, or no permission", param_hint="--report")
@@ -52,8 +67,8 @@ def _is_report(path: str) -> bool:
 
 
 def write_report(path: str | None, content: dict[str, object]) -> None:
-    """Write the report, if one is wanted; what fails is only warned of, because the work is done."""
-    if path is None:
+    """Write the report, if one is wanted in a file; what fails is only warned of, because the work is done."""
+    if path is None or goes_to_output(path):
         return
     try:
         _replace(path, content)

@@ -10,10 +10,14 @@ from asyncmig.errors import IncompleteMigrationError
 from asyncmig.migration.journal import Journal, JournalFile
 from asyncmig.migration.progress import Stage
 from asyncmig.migration.release import ReleasePlan, release
-from asyncmig.migration.report import Report
+from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Stores
+
+_INTERRUPTED = (
+    "an earlier run was interrupted after it had published the new database; this run has removed the labels that were left"
+)
 
 
 async def complete(journal: Journal, file: JournalFile, stores: Stores, reporter: Reporter[Report]) -> None:
@@ -32,12 +36,9 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, reporter
         with reporter.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs)):
             await release(reporter.result.counts, stores, plan)
         await in_thread(lambda _: file.note_complete())
+        reporter.note("interrupted-before", _INTERRUPTED)
 
     try:
-        await run_tail(work, reporter)
+        await run_tail(work, reporter, Outcome.COMPLETED)
     except Exception as error:
         raise IncompleteMigrationError(Stage.RELEASE, error) from error
-    text = (
-        "an earlier run was interrupted after it had published the new database; this run has removed the labels that were left"
-    )
-    reporter.note("interrupted-before", text)

@@ -32,6 +32,7 @@ from asyncmig.migration.protect import LeasePlan, PlannedLeases, plan_leases, pr
 from asyncmig.migration.publish import NewDatabase, build
 from asyncmig.migration.release import ReleasePlan, Vanished, plan_release, release
 from asyncmig.migration.repair import resolve_and_repair
+from asyncmig.migration.report import Outcome
 from asyncmig.migration.resolve import resolve
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import GC_ROOT, Kind, Lease, Stores
@@ -178,7 +179,7 @@ class Pipeline:
         try:
             with self.reporter.stage(Stage.BUILD, len(self.cache.records)):
                 await in_thread(self._build)
-            await run_tail(self._tail, self.reporter)
+            await run_tail(self._tail, self.reporter, Outcome.MIGRATED)
         finally:
             await close_in_thread(self._close)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncmig.migration.report import Report
 
 
 class Stage(StrEnum):
@@ -51,4 +55,11 @@ class Progress:
         """A native cancellation arrived in the tail and is kept until the end.
 
         A cancelled anyio or trio scope is not noticed in the tail: it reports itself when the tail has ended.
+        """
+
+    def ended(self, report: Report) -> None:
+        """A migration, a plan or a rollback has ended well, and this is its report.  Called once, and last.
+
+        It is called at the end of the tail, before a cancellation that has arrived there is raised.  A caller that is cancelled
+        gets no report in another way: the next run finds nothing left to do, and counts nothing.
         """

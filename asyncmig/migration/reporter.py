@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Generic, ParamSpec, TypeVar
 
 from asyncmig.migration.progress import Progress, Stage
-from asyncmig.migration.report import Note, Result
+from asyncmig.migration.report import Note, Report, Result
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
@@ -27,6 +27,7 @@ class Reporter(Generic[R]):
     def __init__(self, result: R, progress: Progress | None = None) -> None:
         self.result = result
         self._progress = progress or Progress()
+        self._has_ended = False
 
     def begin(self, *stages: Stage) -> None:
         """Tell which stages the run will go through."""
@@ -55,6 +56,12 @@ class Reporter(Generic[R]):
     def cancel_deferred(self) -> None:
         """A native cancellation has arrived in the tail."""
         self._pass_on(self._progress.cancel_deferred)
+
+    def ended(self: Reporter[Report]) -> None:
+        """The run has ended well, and the result is complete.  Told once: a run with a tail has ended with that."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._pass_on(self._progress.ended, self.result)
 
     def note(self, code: str, text: str, name: str = "") -> None:
         """Add a note to the result; ``name`` is what it is about."""

@@ -16,7 +16,7 @@ from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import DatabaseError, IncompleteRollbackError, UncertainCommitError, counted, reason
 from asyncmig.migration.journal import Journal, JournalFile, Resources
 from asyncmig.migration.progress import Stage
-from asyncmig.migration.report import Report
+from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.reporter import Reporter
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import GC_ROOT, Lease, Stores
@@ -65,7 +65,7 @@ class Rollback:
 
     async def run(self) -> None:
         """Do it.  Not interrupted by any cancellation.  Raises :class:`IncompleteRollbackError`."""
-        await run_tail(self._run, self._reporter)
+        await run_tail(self._run, self._reporter, Outcome.ROLLED_BACK)
 
     async def _run(self) -> None:
         # A change already: from now on no migration completes what an earlier one has left.

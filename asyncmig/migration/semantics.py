@@ -7,15 +7,18 @@ the reason, the evidence and the effect of each flag, under the number given her
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from asyncmig.migration.progress import Stage
+
+SemanticsName = Literal["hardened", "upstream"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Semantics:
     """One set of semantics."""
 
-    name: str
+    name: SemanticsName
     tail: tuple[Stage, ...]
     """Order of the stages that change something (2)."""
     completes_existing_leases: bool
@@ -67,6 +70,6 @@ HARDENED = Semantics(
 )
 """Upstream's result without its defects."""
 
-SEMANTICS = {semantics.name: semantics for semantics in (HARDENED, UPSTREAM)}
+SEMANTICS: dict[str, Semantics] = {semantics.name: semantics for semantics in (HARDENED, UPSTREAM)}
 """All semantics, by name."""
 DEFAULT = HARDENED

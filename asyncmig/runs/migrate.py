@@ -36,11 +36,12 @@ OnChange = Callable[[Change], None]
 
 async def migrate(path: StrPath, options: Options, progress: Progress | None, on_change: OnChange | None = None) -> Report:
     """See :func:`asyncmig.api.migrate`, and for a dry run :func:`asyncmig.api.plan`."""
-    options.check()
     layout = await in_thread(find_cache, path, options)
-    run = _Migration(layout, options, Reporter(new_report(path, options, layout), progress))
+    reporter = Reporter(new_report(path, options, layout), progress)
+    run = _Migration(layout, options, reporter)
     with few_full_collections():
         await run.run(on_change)
+    reporter.ended()
     return run.report
 
 
@@ -76,7 +77,6 @@ class _Migration:
                 else:
                     await in_thread(check_room, opened, database, self.report)
                     await pipeline.migrate()
-                    self.report.outcome = Outcome.MIGRATED
             finally:
                 await close_in_thread(pipeline.forget)
 
@@ -155,7 +155,6 @@ class _Migration:
                 return
             await in_thread(check_room_to_complete, opened, journal, self.report)
             await complete(journal, file, opened.stores, self._reporter)
-            self.report.outcome = Outcome.COMPLETED
         await look_at_finished(layout, journal, self._reporter)
 
 

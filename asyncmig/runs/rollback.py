@@ -26,7 +26,6 @@ _STAGES = (Stage.OPEN, Stage.RESTORE, Stage.WITHDRAW, Stage.UNPROTECT)
 
 async def rollback(path: StrPath, options: Options, progress: Progress | None) -> Report:
     """See :func:`asyncmig.api.rollback`."""
-    options.check()
     layout = await in_thread(find_cache, path, options)
     report = new_report(path, options, layout)
     reporter = Reporter(report, progress)
@@ -56,7 +55,7 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
             report.outcome = Outcome.WOULD_ROLL_BACK
         else:
             await undo.run()
-            report.outcome = Outcome.ROLLED_BACK
+    reporter.ended()
     return report
 
 

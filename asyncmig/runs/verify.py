@@ -21,7 +21,6 @@ from asyncmig.runs.options import Options
 
 async def verify(path: StrPath, options: Options, progress: Progress | None) -> Verification:
     """See :func:`asyncmig.api.verify`."""
-    options.check()
     layout = await in_thread(_find_v2, path, options)
     result = Verification(path=layout.directory, layout=layout.name)
     reporter = Reporter(result, progress)

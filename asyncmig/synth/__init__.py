@@ -18,6 +18,7 @@ from asyncmig.buildkit.metadata import Progress, no_progress
 from asyncmig.errors import LayoutError, StoreError, StrPath, printable
 from asyncmig.synth.files import containerd_fills, create_file, metadata_fills, snapshotter_fills
 from asyncmig.synth.records import Inventory, Quota, invent
+from asyncmig.synth.room import check_count, check_room
 from asyncmig.synth.trees import make_snapshots, write_blobs, write_file
 
 __all__ = ["Synthesis", "synthesize"]
@@ -60,16 +61,16 @@ def synthesize(
     ``runc-overlayfs`` is made.  ``bare`` leaves out the directories of snapshots, which no migration looks at.
     ``progress`` is told ``records`` in total.  Blocking.
 
-    Raises :class:`LayoutError` if the worker directory exists and is not empty, and :class:`StoreError` or
-    :class:`DatabaseError` if it cannot be written.  Whatever is raised, also by ``checkpoint``, the worker directory is left
-    empty.
+    Raises :class:`OptionError` for a number of records that no cache has, :class:`LayoutError` if the worker directory exists
+    and is not empty, and :class:`StoreError` or :class:`DatabaseError` if it cannot be written, or does not fit.  Whatever is
+    raised, also by ``checkpoint``, the worker directory is left empty.
     """
-    if records < 0:
-        raise ValueError(f"a cache of {records} records")
+    check_count(records)
     directory, snapshotter = _worker(os.path.abspath(os.fspath(path)))
     quota = Quota(records)
     steps = 2 * records + (2 if bare else 3) * quota.snapshots
     meter = _Meter(records, steps, checkpoint, progress)
+    check_room(directory, records, 0 if bare else quota.snapshots)
     with _new_directory(directory):
         inventory = invent(records, seed, meter.tick)
         return _write(inventory, directory, snapshotter, bare, meter)

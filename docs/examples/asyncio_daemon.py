@@ -18,7 +18,9 @@ import asyncmig
 
 
 class Log(asyncmig.Progress):
-    """Prints the stages."""
+    """Prints the stages and how it ended, and keeps the report for a caller that is cancelled."""
+
+    report: asyncmig.Report | None = None
 
     def stage(self, stage: asyncmig.Stage, total: int | None) -> None:
         """``stage`` begins."""
@@ -28,12 +30,22 @@ class Log(asyncmig.Progress):
         """From here on a cancellation waits for the end."""
         print("cache migration: changing the stores; this completes whatever happens", flush=True)
 
+    def ended(self, report: asyncmig.Report) -> None:
+        """It has ended well; if it was cancelled meanwhile, nobody gets the report but here."""
+        self.report = report
+        print(f"cache {report.outcome}: {report.counts.records} records", flush=True)
+
 
 async def upgrade_cache(path: str, report_path: str) -> None:
     """Migrate the cache at ``path``, or leave it as it is."""
+    log = Log()
     try:
         async with asyncio.timeout(600):  # in the tail it is the migration that ends first
-            report = await asyncmig.migrate(path, progress=Log())
+            await asyncmig.migrate(path, progress=log)
+    except TimeoutError:
+        if log.report is None:
+            print("not migrated in time, nothing was changed", flush=True)
+            return
     except asyncmig.IncompleteMigrationError as error:
         raise SystemExit(f"{error}") from error  # don't start on such a cache: run again
     except asyncmig.DatabaseLockedError:
@@ -42,9 +54,9 @@ async def upgrade_cache(path: str, report_path: str) -> None:
     except asyncmig.AsyncmigError as error:
         print(f"not migrated, nothing was changed: {error}", flush=True)
         return
+    assert log.report is not None
     async with aiofiles.open(report_path, "w") as file:
-        await file.write(json.dumps(report.to_dict(), indent=2))
-    print(f"cache {report.outcome}: {report.counts.records} records", flush=True)
+        await file.write(json.dumps(log.report.to_dict(), indent=2))
 
 
 async def main() -> None:

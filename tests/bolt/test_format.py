@@ -178,6 +178,7 @@ def test_nothing_is_kept_of_large_branches() -> None:
     keys = [b"%06d" % i for i in range(30_000)]
     tracemalloc.start()
     try:
+        payload = b""
         for count in range(25_000, 25_010):
             payload = encode_branch(keys[:count], range(count))
             assert decode_branch(bytes(PAGE_HEADER_SIZE) + payload, count) == (keys[:count], list(range(count)))

@@ -111,7 +111,8 @@ def test_errors_name_file_and_cause_and_exit_with_1(worker: Path) -> None:
     (worker / "metadata.db").write_bytes(b"A" * 8192)
     done = run("migrate", worker)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"asyncmig: {worker}/metadata.db: corrupt database: invalid database")
+    assert done.stderr.startswith(f"asyncmig: {worker}/metadata.db: the database is corrupt (invalid database")
+    assert "; restore metadata.db from a backup, or delete the cache\n" in done.stderr
 
 
 def test_wrong_usage_exits_with_2(worker: Path) -> None:
@@ -393,7 +394,7 @@ def test_a_result_that_can_t_be_written_is_an_error_of_its_own(command: str, out
     assert (done.returncode, done.stderr) == (74, f"asyncmig: cannot write to standard output: {cause}\n")
 
 
-@pytest.mark.parametrize("output", ["| true; exit ${PIPESTATUS[0]}", ">&-", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("output", ["| true; exit ${PIPESTATUS[0]}", "2>&-", "2>/dev/full"])
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_the_exit_code_of_a_check_that_nobody_reads(is_damaged: bool, output: str, worker: Path) -> None:
     path = worker / "metadata.db"

@@ -19,6 +19,7 @@ import pytest
 
 import asyncmig
 from asyncmig import AsyncmigError, Options, Outcome
+from asyncmig.migration.semantics import SEMANTICS
 from tests.caches import marked_cache
 from tests.faults.states import check_protection, migrated_state, original_state
 from tests.states import tree_state
@@ -73,7 +74,7 @@ Verb = Callable[[Path, str, str], None]
 def migrate(worker: Path, backend: str, semantics: str) -> None:
     """Where a rollback stopped before the new database went aside, this must say so and leave all to it."""
     before = tree_state(worker)
-    report = anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
+    report = anyio.run(asyncmig.migrate, worker, Options(semantics=SEMANTICS[semantics].name), backend=backend)
     if report.outcome is Outcome.ROLLBACK_INTERRUPTED:
         assert tree_state(worker) == before
         rollback(worker, backend, semantics)

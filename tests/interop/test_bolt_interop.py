@@ -11,6 +11,7 @@ import pytest
 from asyncmig.bolt import BucketBuilder, Db, PageFile, build_file, check, dump, rebuild
 from asyncmig.bolt.build import Fill
 from asyncmig.bolt.format import NO_FREELIST, Malformed, parse_meta
+from asyncmig.bolt.repair import repair
 from asyncmig.errors import DatabaseLockedError
 from tests.bolt.entries import CHANGES, ORDERS, edit_in_file, edit_in_model, in_order, name_of, random_entry, store
 from tests.bolt.helpers import (
@@ -29,6 +30,7 @@ from tests.bolt.helpers import (
 )
 from tests.bolt.mutate import MUTATIONS, Image, mutate, sample
 from tests.bolt.test_build import fill_from
+from tests.bolt.test_damage import CASES
 from tests.interop import boltool as script
 from tests.interop.boltool import BoltTool
 
@@ -298,6 +300,36 @@ def test_pages_that_bbolt_loses(boltool: BoltTool, tmp_path: Path) -> None:
         assert list(dump(db)) == []
     edit_with_ours(path, [Operation("put", (b"c",), b"k", b"v")])
     assert boltool.dump(path) == '{"p":["c"],"b":true}\n{"p":["c"],"k":"k","v":"v"}\n'
+
+
+@pytest.mark.parametrize("name", [case[0] for case in CASES if case[0].startswith("8 ")])
+def test_repaired_files(boltool: BoltTool, tmp_path: Path, name: str) -> None:
+    """bbolt itself finds nothing wrong with the copy, has all data, and goes on with it."""
+    image = sample(tmp_path / "sound", 1024, freelist=True)
+    next(case[1] for case in CASES if case[0] == name)(image)
+    path, new = tmp_path / "db", tmp_path / "new"
+    path.write_bytes(image.data)
+    repair(path, new)
+    assert boltool.check(new).output == ""
+    assert boltool.check(new).clean
+    assert boltool.dump(new) == boltool.dump(tmp_path / "sound")
+    boltool.apply(new, [script.put([b"more"], b"%d" % i, b"v" * 500) for i in range(100)])
+    assert boltool.check(new).clean
+    assert check(new).clean
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_repaired_meta_pages(boltool: BoltTool, tmp_path: Path, slot: int) -> None:
+    path, new = tmp_path / "db", tmp_path / "new"
+    boltool.apply(path, [script.put([b"b"], b"%d" % i, b"v" * 500) for i in range(100)])
+    data = bytearray(path.read_bytes())
+    data[slot * 4096 + 20] ^= 1
+    path.write_bytes(data)
+    assert repair(path, new).notes
+    assert boltool.check(new).clean
+    assert not check(new).notes
+    with Db.open(path) as db:
+        assert boltool.dump(new).splitlines() == list(dump(db))
 
 
 @pytest.mark.parametrize(("page_size", "freelist"), [(1024, True), (1024, False), (4096, True)])

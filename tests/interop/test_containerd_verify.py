@@ -31,7 +31,7 @@ def verify(daemon: Containerd, worker: Path, backend: str) -> subprocess.Complet
 async def test_a_migrated_cache_is_clean_whatever_is_collected(
     semantics: Semantics, daemon: Containerd, worker: Path, anyio_backend: str
 ) -> None:
-    options = Options(address=str(daemon.address), semantics=str(semantics.name))
+    options = Options(address=str(daemon.address), semantics=semantics.name)
     with pytest.raises(LayoutError, match=r"there is no metadata_v2\.db; run 'asyncmig migrate' first"):
         await asyncmig.verify(worker, options)
     await asyncmig.migrate(worker, options)

@@ -50,10 +50,14 @@ def way(request: pytest.FixtureRequest) -> str:
 async def migrate(daemon: Containerd, worker: Path, semantics: str, way: str = "live", **options: Any) -> Report:
     """Migrate while the daemon runs, or while it is stopped; afterwards it runs."""
     if way == "live":
-        return await asyncmig.migrate(worker, Options(semantics=semantics, address=str(daemon.address), **options))
+        return await asyncmig.migrate(
+            worker, Options(semantics=SEMANTICS[semantics].name, address=str(daemon.address), **options)
+        )
     daemon.stop()
     try:
-        return await asyncmig.migrate(worker, Options(semantics=semantics, containerd_root=daemon.root, **options))
+        return await asyncmig.migrate(
+            worker, Options(semantics=SEMANTICS[semantics].name, containerd_root=daemon.root, **options)
+        )
     finally:
         daemon.start()
 
@@ -143,7 +147,7 @@ def vanish_at(stage: str, semantics: str, worker: str, address: str, backend: st
             if reached == stage:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    options = Options(semantics=semantics, address=address)
+    options = Options(semantics=SEMANTICS[semantics].name, address=address)
     anyio.run(partial(asyncmig.migrate, worker, options, progress=Killed()), backend=backend)
 
 
@@ -436,7 +440,7 @@ async def test_8_a_containerd_that_runs_is_noticed(semantics: str, daemon: Conta
     assert daemon._process is not None
     expected = rf"meta\.db: locked by containerd \(pid {daemon._process.pid}\); stop the daemon"
     with pytest.raises(DatabaseLockedError, match=expected):
-        await asyncmig.migrate(worker, Options(semantics=semantics, containerd_root=daemon.root))
+        await asyncmig.migrate(worker, Options(semantics=SEMANTICS[semantics].name, containerd_root=daemon.root))
     check_untouched(daemon, worker, cache)
 
 

@@ -20,7 +20,7 @@ class Listener(Progress):
     def __init__(self) -> None:
         self.planned: tuple[Stage, ...] = ()
         self.begun: list[Stage] = []
-        self.ended: list[Stage] = []
+        self.done_with: list[Stage] = []
         self.totals: dict[Stage, int | None] = {}
         self.done: dict[Stage, int] = defaultdict(int)
 
@@ -37,11 +37,11 @@ class Listener(Progress):
 
     def end_stage(self, stage: Stage) -> None:
         assert stage is self.begun[-1]
-        self.ended.append(stage)
+        self.done_with.append(stage)
 
     def check(self) -> None:
         assert self.planned
-        assert list(self.planned) == self.begun == self.ended
+        assert list(self.planned) == self.begun == self.done_with
         totals = {stage: total for stage, total in self.totals.items() if total is not None}
         assert {stage: self.done[stage] for stage in totals} == totals
 
@@ -64,4 +64,4 @@ async def test_a_stage_that_fails_does_not_end(tmp_path: Path) -> None:
     listener = Listener()
     with pytest.raises(asyncmig.RecordError):
         await asyncmig.migrate(cache.write(tmp_path / "runc-overlayfs"), Options(semantics="upstream"), progress=listener)
-    assert (listener.begun[-1], listener.ended[-1]) == (Stage.RESOLVE, Stage.READ)
+    assert (listener.begun[-1], listener.done_with[-1]) == (Stage.RESOLVE, Stage.READ)

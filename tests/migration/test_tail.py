@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from asyncmig.migration.progress import Progress
-from asyncmig.migration.report import Outcome
+from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.tail import run_tail
 from tests.caches import new_reporter
 
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.anyio
 class Begun(Progress):
     def __init__(self) -> None:
         self.begun = False
+        self.outcomes: list[Outcome] = []
+
+    def ended(self, report: Report) -> None:
+        self.outcomes.append(report.outcome)
 
     def uncancellable(self) -> None:
         self.begun = True
@@ -32,22 +36,21 @@ async def test_whoever_is_cancelled_already_does_not_begin_it() -> None:
     reporter = new_reporter("", Outcome.MIGRATED, progress=progress)
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await run_tail(work, reporter)
+        await run_tail(work, reporter, Outcome.MIGRATED)
     assert scope.cancelled_caught
-    assert (progress.begun, events) == (False, [])
+    assert (progress.begun, events, progress.outcomes) == (False, [], [])
 
 
 async def test_whoever_is_cancelled_later_waits_for_its_end() -> None:
     events: list[str] = []
 
-    async def work() -> str:
+    async def work() -> None:
         scope.cancel()
         await anyio.sleep(0.01)
         events.append("work")
-        return "result"
 
     progress = Begun()
-    reporter = new_reporter("", Outcome.MIGRATED, progress=progress)
+    reporter = new_reporter("", Outcome.NOTHING_TO_DO, progress=progress)
     with anyio.CancelScope() as scope:
-        assert await run_tail(work, reporter) == "result"
-    assert (progress.begun, events) == (True, ["work"])
+        await run_tail(work, reporter, Outcome.MIGRATED)
+    assert (progress.begun, events, progress.outcomes) == (True, ["work"], [Outcome.MIGRATED])

@@ -18,9 +18,11 @@ from asyncmig.bolt import Bucket, Db, check
 from asyncmig.buildkit import gojson, keys
 from asyncmig.buildkit.metadata import MetadataDb
 from asyncmig.buildkit.record import Record
-from asyncmig.errors import LayoutError, StoreError
+from asyncmig.errors import LayoutError, OptionError, StoreError
 from asyncmig.stores.offline.codec import decode_uvarint, decode_varint
 from asyncmig.synth import Synthesis, synthesize
+from asyncmig.synth.records import Quota
+from asyncmig.synth.room import MAX_RECORDS, needed
 
 DATABASES = ("metadata.db", "containerdmeta.db", "snapshots/metadata.db")
 SIZES = (0, 1, 2, 3, 10, 200)
@@ -184,10 +186,49 @@ def test_refuses_a_containerd_worker(tmp_path: Path) -> None:
         synthesize(tmp_path / "containerd-overlayfs", records=1)
 
 
-def test_refuses_a_negative_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="-1"):
-        synthesize(tmp_path, records=-1)
+@pytest.mark.parametrize("records", [-1, MAX_RECORDS + 1, 10**12])
+def test_refuses_a_number_of_records_that_no_cache_has(records: int, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"records is {records}; give a number from 0 to 10,000,000"):
+        synthesize(tmp_path, records=records)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_it_takes_no_more_than_was_asked_for(bare: bool, tmp_path: Path) -> None:
+    """What is compared with the free space is what is used in the end, and not much more: directories and whole blocks, too."""
+    synthesize(tmp_path / "cache", records=3000, bare=bare)
+    made = [entry for path, _, _ in os.walk(tmp_path / "cache") for entry in os.scandir(path)]
+    used = sum(entry.stat().st_blocks * 512 for entry in made)
+    size, files = needed(3000, 0 if bare else Quota(3000).snapshots, os.statvfs(tmp_path).f_frsize)
+    assert used <= size <= 2 * used
+    assert len(made) <= files <= 2 * len(made)
+
+
+def disk(size: int, inodes: int, total: int = 1 << 40) -> os.statvfs_result:
+    """A file system with so many bytes and inodes free."""
+    return os.statvfs_result((4096, 4096, 1 << 40, 0, size // 4096, total, 0, inodes, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (disk(1 << 20, 1 << 30), r"100,000 records take about 2\.\d GB, but only 1\.0 MB are free"),
+        (disk(1 << 40, 1000), r"100,000 records take about 3\d\d,\d\d\d inodes, but only 1,000 are free"),
+    ],
+)
+def test_a_disk_that_is_too_small_is_left_alone(
+    free: os.statvfs_result, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    with pytest.raises(StoreError, match=message):
+        synthesize(tmp_path / "cache", records=100_000)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_system_without_a_number_of_inodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """btrfs, for one: it says that it has none at all."""
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(1 << 40, 0, 0))
+    assert synthesize(tmp_path / "cache", records=10).records == 10
 
 
 @pytest.mark.parametrize("stop_at", [1, 300, 700, 1000])

@@ -22,6 +22,7 @@ import anyio
 import asyncmig
 from asyncmig import AsyncmigError, IncompleteMigrationError, Options
 from asyncmig.migration.journal import JournalFile
+from asyncmig.migration.semantics import SEMANTICS
 from asyncmig.stores.memory import MemoryStores
 from tests import caches
 from tests.caches import marked_cache
@@ -82,7 +83,7 @@ class Files:
 
     def _prepare(self, worker: Path, semantics: str, state: str) -> None:
         marked_cache().write(worker)
-        _advance(worker, Options(semantics=semantics), state)
+        _advance(worker, Options(semantics=SEMANTICS[semantics].name), state)
         self._templates[semantics, state] = worker
         self._before[worker] = tree_state(worker)
         self._ends[semantics, state] = self._state(worker, state)
@@ -96,7 +97,7 @@ class Files:
         shutil.copytree(self._template, self._worker)
 
     def call(self, entry: Entry, points: Points) -> Coroutine[Any, Any, object]:
-        options = Options(semantics=entry.semantics)
+        options = Options(semantics=SEMANTICS[entry.semantics].name)
         return _call(entry, self._worker, options, points)
 
     def is_unchanged(self) -> bool:
@@ -128,7 +129,7 @@ class Running:
         worker.mkdir(parents=True)
         marked_cache().write_metadata(worker / "metadata.db")
         with FakeContainerd(self._address, marked_cache().in_memory()) as fake:
-            _advance(worker, Options(semantics=semantics, address=str(self._address)), state)
+            _advance(worker, Options(semantics=SEMANTICS[semantics].name, address=str(self._address)), state)
         self._templates[semantics, state] = worker, fake.state
         self._ends[semantics, state] = self._state(worker, fake.state, state)
 
@@ -146,7 +147,7 @@ class Running:
 
     async def call(self, entry: Entry, points: Points) -> object:
         """The server lives as long as the call, so that none of its connections is taken for one that was left behind."""
-        options = Options(semantics=entry.semantics, address=str(self._address), concurrency=2)
+        options = Options(semantics=SEMANTICS[entry.semantics].name, address=str(self._address), concurrency=2)
         return await _call(entry, self._worker, options, points)
 
     def is_unchanged(self) -> bool:

@@ -17,6 +17,7 @@ import anyio
 
 import asyncmig
 from asyncmig import Options, Outcome, Report
+from asyncmig.migration.semantics import SEMANTICS
 from asyncmig.stores.memory import MemoryStores
 from tests.caches import ROOT, final_state, labels_of, marked_cache, original_state
 from tests.faults.states import owned_in_sample
@@ -64,7 +65,7 @@ class LiveCrashes:
         async def note(_name: str, _request: Any) -> None:
             self._moments.append((len(self.record.events), copy.deepcopy(state)))
 
-        options = Options(address=str(self._address), semantics=self._semantics, concurrency=CONCURRENCY)
+        options = Options(address=str(self._address), semantics=SEMANTICS[self._semantics].name, concurrency=CONCURRENCY)
         with FakeContainerd(self._address, state) as fake:
             if watch:
                 fake.before = note

@@ -20,6 +20,7 @@ import anyio
 import asyncmig
 from asyncmig import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError, Options
 from asyncmig.bolt import check
+from asyncmig.migration.semantics import SEMANTICS
 from tests.caches import marked_cache
 from tests.faults.injection import GROUPS, Fault, injected
 from tests.faults.states import STORES, check_protection, migrated_state, original_state
@@ -174,6 +175,7 @@ class Stage:
         backend = BACKENDS[(fault.number + len(fault.code)) % 2]
         before, files, threads = state_of(self._root), open_files(), threading.active_count()
         error: AsyncmigError | None = None
+        answer: object = None
         with injected(self._root, fault) as calls:
             try:
                 answer = run(scenario.verb, worker, backend, semantics)
@@ -238,7 +240,7 @@ def run(verb: str, worker: Path, backend: str, semantics: str) -> object:
     if verb == "verify":
         result = anyio.run(asyncmig.verify, worker, backend=backend)
         return result.clean, result.findings, result.notes, result.counts
-    options = Options(semantics=semantics)
+    options = Options(semantics=SEMANTICS[semantics].name)
     function: Callable[..., Any] = getattr(asyncmig, verb)
     report = anyio.run(function, worker, options, backend=backend)
     return report.decisions, report.notes, report.counts, report.refused

@@ -24,7 +24,7 @@ import anyio
 
 import asyncmig
 from asyncmig import Options, Stage
-from asyncmig.migration.semantics import HARDENED, UPSTREAM
+from asyncmig.migration.semantics import HARDENED, SEMANTICS, UPSTREAM
 from asyncmig.synth import synthesize
 from tests.faults.states import ASIDE, STORES, migrated_state
 from tests.faults.test_containerd_faults import SNAPSHOTTER, cache_of_layers, check_finished
@@ -207,7 +207,7 @@ class Offline:
                 anyio.run(asyncmig.rollback, worker, backend=backend)
             assert self._original(worker) == self._expected["rollback", "hardened"], "it ended in another state"
             return
-        anyio.run(asyncmig.migrate, worker, Options(semantics=semantics), backend=backend)
+        anyio.run(asyncmig.migrate, worker, Options(semantics=SEMANTICS[semantics].name), backend=backend)
         assert migrated_state(worker) == self._expected["migrate", semantics], "it ended in another state"
         if semantics == "hardened":
             assert anyio.run(asyncmig.verify, worker, backend=backend).clean

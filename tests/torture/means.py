@@ -85,8 +85,9 @@ def _task_cancel(points: Points, work: Work) -> None:
 def _asyncio_timeout(points: Points, work: Work) -> None:
     async def main() -> None:
         seen = False
+        timeout = asyncio.timeout(LATER)
         try:
-            async with asyncio.timeout(LATER) as timeout:
+            async with timeout:
                 with _watched(points):
                     points.arm(lambda: timeout.reschedule(asyncio.get_running_loop().time()))
                     await points.counted(work())

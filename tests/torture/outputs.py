@@ -293,6 +293,7 @@ def _run_on_damage(running: Commands, directory: Path, name: str, semantics: str
             ["migrate", *options, "--progress", "json"],
         ]
         commands += [["db", verb, str(worker / file)] for verb in ("check", "dump") for file in CACHE_FILES]
+        commands += [["db", "repair", str(worker / file), str(Path(place) / NAMES)] for file in CACHE_FILES]
         outputs = check_all(running, commands, terminal=terminal)
         for report in reports:
             check_report(Path(report))
