@@ -59,7 +59,7 @@ def _measure_size(settings: Settings, records: int) -> Iterator[Result]:
         warm, cold = _run_all(cache, is_cold=False), _run_all(cache, is_cold=True)
         for verb, names in VERBS.items():
             read = _read_seconds([cache.worker / name for name in names])
-            found[verb].append(_figures(warm[verb].seconds, cold[verb].seconds, read))
+            found[verb].append(figures(warm[verb].seconds, cold[verb].seconds, read))
         stages.append({"warm": warm["migrate"].extra["seconds"], "cold": cold["migrate"].extra["seconds"]})
     for verb, rounds in found.items():
         series = {name: medians([stage[name] for stage in stages]) for name in stages[0]} if verb == "migrate" else {}
@@ -81,7 +81,8 @@ def _run_all(cache: PreparedCache, *, is_cold: bool) -> dict[str, child.Usage]:
     return found
 
 
-def _figures(warm: float, cold: float, read: float) -> dict[str, float]:
+def figures(warm: float, cold: float, read: float) -> dict[str, float]:
+    """How the times of one command compare."""
     return {
         "cold_seconds": cold,
         "warm_seconds": warm,
