@@ -6,7 +6,8 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -207,6 +208,29 @@ def test_the_error_of_the_first_that_fails_is_raised(seed: int, slow: None) -> N
         with pytest.raises(StoreError, match=f"^item {min(bad)}$"):
             look_at_all(no_checkpoint, look, range(MANY), nowhere)
         assert not looking_threads()
+
+
+def test_a_look_that_fails_stops_all_others(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk in trouble may take half a minute for each."""
+    crews: list[looking._Crew[int, None]] = []
+    looked: list[int] = []
+    batches = looking._Crew._batches
+
+    def note(crew: looking._Crew[int, None]) -> Iterator[list[int]]:
+        crews.append(crew)
+        return batches(crew)
+
+    def look(item: int) -> None:
+        if item == ALONE:
+            raise StoreError("the first")
+        looked.append(item)
+        while item > ALONE and not crews[0]._over:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(looking._Crew, "_batches", note)
+    with pytest.raises(StoreError, match="the first"):
+        look_at_all(no_checkpoint, look, range(MANY), nowhere)
+    assert len(looked) < ALONE + looking._LOOKERS
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])

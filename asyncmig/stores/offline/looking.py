@@ -50,9 +50,9 @@ def look_at_all(
     """What ``look`` returns for each item, in the order of the items.
 
     It is called from several threads at a time, so it must change nothing, and ``path_of`` tells the file that it looks at.
-    Of several looks that fail it is the first in the order of the items whose error is raised.  Whatever fails is tried once
-    more, when nothing else is done at the same time: several threads may have lacked memory or open files of which one has
-    enough.  When this returns or raises, no thread is left.
+    When a look fails, what is left is looked at in the order of the items by the caller alone, that one once more: so the error
+    that is raised is that of the first one that fails, and several threads may have lacked memory or open files of which one
+    has enough.  When this returns or raises, no thread is left.
     """
     seen: list[object] = [_UNSEEN] * len(items)
     told = _Told(progress)
@@ -111,11 +111,10 @@ class _Crew(Generic[Item, Seen]):
         self._seen = seen
         self._lock = Lock()
         self._given = 0
-        self._first_failed = len(items)
         self._over = False
 
     def work(self, checkpoint: Checkpoint, told: _Told) -> None:
-        """Look at all items but those that fail, and some that come behind these."""
+        """Look at all items, or until a look fails."""
         before = len(self._items) - len(self._order)
         helpers: list[Thread] = []
         try:
@@ -123,6 +122,8 @@ class _Crew(Generic[Item, Seen]):
             for batch in self._batches():
                 for index in batch:
                     checkpoint()
+                    if self._over:
+                        break
                     self._look_at(index)
                 told.up_to(before + max(0, self._given - _BATCH * _LOOKERS))  # what others have in hand is not done yet
             for helper in helpers:
@@ -159,13 +160,10 @@ class _Crew(Generic[Item, Seen]):
             yield self._order[start : start + _BATCH]
 
     def _look_at(self, index: int) -> None:
-        if index > self._first_failed:
-            return  # the error of the other one is raised
         try:
             self._seen[index] = self._look(self._items[index])
         except Exception:  # raised where it is tried once more
-            with self._lock:
-                self._first_failed = min(self._first_failed, index)
+            self._over = True
 
 
 def _in_order_of_inodes(
