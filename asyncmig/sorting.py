@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TypeVar
 
-Item = TypeVar("Item", str, bytes)
+Item = TypeVar("Item", str, bytes, int)
 _STEP = 4096
 
 

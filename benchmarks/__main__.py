@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import bolt, documents, live, loop_lag, memory, offline, startup
+from benchmarks import bolt, cold, documents, live, loop_lag, memory, offline, startup
 from benchmarks.compare import compare
 from benchmarks.live_report import DISK, TMPFS
 from benchmarks.machine import describe, load_average, machine, versions
 from benchmarks.model import Run, load
 from benchmarks.suite import Settings, Suite, say
 
-SUITES: list[Suite] = [suite.SUITE for suite in (offline, bolt, memory, loop_lag, startup, live)]
+SUITES: list[Suite] = [suite.SUITE for suite in (offline, bolt, memory, loop_lag, startup, cold, live)]
 RESULTS = Path(__file__).parent / "results"
 
 

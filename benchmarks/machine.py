@@ -82,6 +82,15 @@ def sync_seconds(directory: Path, count: int = 200) -> float:
     return statistics.median(times)
 
 
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def drop_caches() -> None:
+    """Have the kernel forget what it has of all files, directories and inodes, which only root may."""
+    os.sync()
+    DROP_CACHES.write_text("3")
+
+
 def describe(run: Run) -> str:
     """What a run was made on, as two sentences."""
     machine, versions = run.machine, run.versions

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from os import PathLike
 
+from asyncmig.bolt.ahead import read_ahead
 from asyncmig.bolt.db import Db
 from asyncmig.bolt.format import BUCKET_HEADER_SIZE, PAGE_HEADER, BucketValue
 from asyncmig.bolt.pagefile import PageFile
@@ -114,6 +115,7 @@ def check_pages(pages: PageFile, *, checkpoint: Checkpoint = no_checkpoint, lost
     if pages.bad_meta:
         result.notes.append(pages.bad_meta)
     walker = _CollectingWalker(pages, result, checkpoint)
+    read_ahead(pages, checkpoint)
     try:
         for leaf in walker.buckets(pages.meta.root):
             result.keys += len(leaf.keys)

@@ -59,7 +59,10 @@ class PageFile:
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
-        self.size = status(fd, path).st_size
+        found = status(fd, path)
+        self.size = found.st_size
+        self.allocated = found.st_blocks * 512
+        """Bytes that the file takes on disk; blocks are counted in units of 512 bytes everywhere."""
         self.bad_meta: str | None = None
         """What is wrong with one of the meta pages while the other one is good, and what that means."""
         self.meta_offset = 0
@@ -120,14 +123,10 @@ class PageFile:
 
     # -- holes
 
-    def allocated(self) -> int:
-        """Bytes that the file takes on disk."""
-        return _allocated(self.fd, self.path)
-
     def _is_on_disk(self, pages: int, page_size: int) -> bool:
         """Whether as much of the file is on disk as so many pages take at least."""
         needed = pages * _BYTES_PER_PAGE
-        if pages <= _FEW_PAGES or self.allocated() >= needed:
+        if pages <= _FEW_PAGES or self.allocated >= needed:
             return True
         # What is on disk may be compressed.  ZFS counts it only seconds after it was written, other file systems never do.
         return self._has_data(0, pages * page_size, needed)
@@ -259,11 +258,6 @@ class PageFile:
             raise self.out_of_memory() from None
         except OSError as error:
             raise DatabaseError(self.path, f"cannot read {count} bytes at {offset}: {error.strerror}") from error
-
-
-def _allocated(fd: int, path: str) -> int:
-    """``st_blocks`` counts in units of 512 bytes everywhere."""
-    return status(fd, path).st_blocks * 512
 
 
 def decode_freelist(page: Page, high_water_mark: int) -> list[int]:

@@ -23,7 +23,7 @@ from asyncmig.stores.containerd._pb.containerd.services.leases.v1 import (
 from asyncmig.stores.containerd._pb.containerd.services.snapshots.v1 import StatSnapshotRequest
 from asyncmig.stores.containerd._pb.google.protobuf import FieldMask
 from asyncmig.synth import synthesize
-from benchmarks import baseline, documents, live, live_report, loop_lag, memory
+from benchmarks import baseline, cold, documents, live, live_report, loop_lag, machine, memory
 from benchmarks.__main__ import SUITES
 from benchmarks.baseline import BaselineError
 from benchmarks.baseline.recording import as_call, in_phases
@@ -137,6 +137,31 @@ def test_loop_lag(tmp_path: Path) -> None:
 def test_startup(tmp_path: Path) -> None:
     results = measure(tmp_path, "startup").results
     assert [result.figures["ms"] > 0 for result in results] == [True] * 4
+
+
+def test_cold(tmp_path: Path) -> None:
+    reason = cold.unavailable()
+    if reason is not None:
+        missing(reason)
+    found = measure(tmp_path, "cold")
+    assert [result.case["what"] for result in found.results] == ["db check", "plan", "migrate", "verify"]
+    assert all(figure > 0 for result in found.results for figure in result.figures.values())
+    assert set(found.results[2].series) == {"warm", "cold"}
+    assert not found.left_out
+
+
+def test_without_the_right_to_drop_caches_cold_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "DROP_CACHES", tmp_path)  # which can't be written either
+    settings = Settings(tmp_path)
+    assert not list(cold.measure(settings))
+    assert settings.left_out == ["cold, because /proc/sys/vm/drop_caches can't be written, which takes root: Is a directory"]
+
+
+def test_a_cold_run_is_held_against_a_warm_one_and_reading() -> None:
+    figures = {"cold_seconds": 3.0, "warm_seconds": 1.5, "read_seconds": 0.75, "times_warm": 2.0, "of_allowed": 1.0}
+    assert cold.figures(1.5, 3.0, 0.75) == figures
+    text = cold.SUITE.table([Result("cold", {"what": "plan", "records": 1000}, figures)])
+    assert text.endswith("| 1,000 | plan | 3.00 | 1.50 | 0.75 | 2.00 times | 100% |")
 
 
 @pytest.mark.parametrize("args", [[], ["--live"]], ids=["offline", "live"])

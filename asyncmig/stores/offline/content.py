@@ -21,6 +21,7 @@ from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
 from asyncmig.stores.offline.entries import EntryReader, by_key, label_edit
 from asyncmig.stores.offline.files import BLOB, CONTENT, VERSION, OfflineFiles, label_values, update, view
+from asyncmig.stores.offline.looking import look_at_all
 from asyncmig.stores.offline.scan import Scan, share_of
 from asyncmig.stores.ports import HEAD_SIZE, ContentInfo
 
@@ -97,11 +98,11 @@ class OfflineContent:
         return await in_thread(self._head_many, blobs)
 
     def _head_many(self, checkpoint: Checkpoint, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
-        heads = []
-        for blob in stepping(checkpoint, blobs, self._progress):
-            path = self._path(blob.digest)
-            heads.append(_head(path, blob.size) if path else None)
-        return heads
+        return look_at_all(checkpoint, self._head, blobs, lambda blob: self._path(blob.digest), self._progress)
+
+    def _head(self, blob: ContentInfo) -> bytes | None:
+        path = self._path(blob.digest)
+        return _head(path, blob.size) if path else None
 
     def _path(self, digest: str) -> str | None:
         """The file of a blob; ``None`` for what is no digest, which might lead anywhere."""

@@ -119,7 +119,7 @@ def _growth(checkpoint: Checkpoint, pages: PageFile, new_pages: int, entries: in
     in_use = pages.high_water_mark - free
     changed = in_use if entries is None else min(in_use, _PAGES_PER_TREE + entries * _PAGES_PER_ENTRY)
     written = changed + new_pages + freelist_pages(free + changed, pages.page_size)
-    spare = max(0, pages.allocated() - in_use * pages.page_size)
+    spare = max(0, pages.allocated - in_use * pages.page_size)
     return max(0, written * pages.page_size - spare)
 
 
