@@ -13,7 +13,7 @@ from asyncmig.errors import printable
 @click.argument("path", type=click.Path())
 @click.option("--records", type=click.IntRange(0), required=True, metavar="N", help="How many records to make.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same cache.")
-@click.option("--bare", is_flag=True, help="Leave out the directories of the snapshots.")
+@click.option("--bare", is_flag=True, help="Leave out the directories of the snapshots; verify reports them as missing.")
 def synth(path: str, records: int, seed: int, bare: bool) -> None:
     """Make a realistic v1 cache at PATH, for trials and benchmarks.
 

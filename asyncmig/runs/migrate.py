@@ -28,7 +28,7 @@ from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.daemons import look_at_finished
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
 from asyncmig.runs.options import Options
-from asyncmig.runs.preflight import check_room, expected_seconds, look_ahead
+from asyncmig.runs.preflight import check_room, expected_seconds, look_ahead, look_at_directories
 
 OnChange = Callable[[Change], None]
 
@@ -101,6 +101,7 @@ class _Migration:
         except (DropLimitError, LayoutError, StoreError) as error:
             report.refused = str(error)
         await in_thread(look_ahead, pipeline.cache.database, opened.layout, self._reporter)
+        await look_at_directories(pipeline, self._reporter)
         if on_change is not None:
             await in_thread(_tell_changes, pipeline, on_change)
         report.seconds_expected = await in_thread(expected_seconds, pipeline, opened.layout)

@@ -10,6 +10,7 @@ from rich.filesize import decimal as size_text
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import StoreError, printable
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import OpenStores
@@ -62,6 +63,26 @@ def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, rep
     for path in (layout.directory, *layout.edited):
         if os.path.exists(path) and not os.access(path, os.W_OK):
             reporter.note("not-writable", f"{printable(path)} is not writable; the migration will fail")
+
+
+async def look_at_directories(pipeline: Pipeline, reporter: Reporter[Report]) -> None:
+    """Warn, in a dry run, where most records' data is gone from the disk: the migration itself looks at databases only."""
+    names = await in_thread(_own_snapshots, pipeline)
+    try:
+        missing = await pipeline.stores.snapshots.missing_directories(names)
+    except StoreError as error:
+        reporter.note("directories-unknown", str(error))
+        return
+    if missing and len(missing) * 2 > len(names):
+        text = (
+            f"{len(missing):,} of {len(names):,} snapshots have no directory, {printable(min(missing.values()))} for example; "
+            "put the directories back, or mount the disk with them, before you migrate. If they are lost, so is the cache"
+        )
+        reporter.note("directories-missing", text)
+
+
+def _own_snapshots(checkpoint: Checkpoint, pipeline: Pipeline) -> list[str]:
+    return [record.id for record in stepping(checkpoint, pipeline.cache.records) if not record.is_holder]
 
 
 _TAIL_AGAINST_PREPARING = 2.0
