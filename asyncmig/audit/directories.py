@@ -25,7 +25,7 @@ def check_directories(checkpoint: Checkpoint, state: CacheState, findings: Findi
     if not missing:
         return
     if len(missing) == len(state.needed) > 1:
-        first = printable(missing[min(missing)])
+        first = printable(next(iter(missing.values())))
         findings.add(
             FindingCode.DIRECTORIES_MISSING,
             state.snapshotter,

@@ -66,16 +66,16 @@ def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, rep
 
 
 async def look_at_directories(pipeline: Pipeline, reporter: Reporter[Report]) -> None:
-    """Warn, in a dry run, where most records' data is gone from the disk: the migration itself looks at databases only."""
+    """Warn, in a dry run, where most records' data is gone from the disk: the migration itself looks at databases only.
+
+    Raises :class:`StoreError` for a directory that can't be looked at.
+    """
     names = await in_thread(_own_snapshots, pipeline)
-    try:
-        missing = await pipeline.stores.snapshots.missing_directories(names)
-    except StoreError as error:
-        reporter.note("directories-unknown", str(error))
-        return
+    missing = await pipeline.stores.snapshots.missing_directories(names)
     if missing and len(missing) * 2 > len(names):
+        first = printable(next(iter(missing.values())))
         text = (
-            f"{len(missing):,} of {len(names):,} snapshots have no directory, {printable(min(missing.values()))} for example; "
+            f"{len(missing):,} of {len(names):,} snapshots have no directory, {first} for example; "
             "put the directories back, or mount the disk with them, before you migrate. If they are lost, so is the cache"
         )
         reporter.note("directories-missing", text)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import asyncmig
 from asyncmig import Options, StoreError
-from asyncmig.stores.offline import directories
+from asyncmig.bolt import Checkpoint
+from asyncmig.stores.offline import directories, snapshots
 from asyncmig.synth import synthesize
 from tests.audit.edits import directory_of, drop_record, put, remove_directory
 from tests.caches import V1Cache, sample_cache, value
@@ -102,6 +105,25 @@ async def test_a_mount_whose_daemon_is_gone_has_a_directory(tmp_path: Path, monk
     assert await found(worker) == set()
 
 
+async def test_the_event_loop_does_not_wait_for_the_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await migrated(tmp_path)
+    threads = set()
+    look = directories.missing_of
+
+    def noting(checkpoint: Checkpoint, paths: Mapping[str, str]) -> dict[str, str]:
+        threads.add(threading.get_ident())
+        return look(checkpoint, paths)
+
+    monkeypatch.setattr(snapshots, "missing_of", noting)
+    monkeypatch.setattr(snapshots, "_LOOKS_AT_ONCE", 2)
+    assert await found(worker) == set()
+    for name in ("a", "b", "d"):
+        remove_directory(name)(worker)
+    assert await found(worker) == {("directory-missing", name) for name in ("a", "b", "d")}
+    assert threads
+    assert threading.get_ident() not in threads
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
     """Let the look at one directory fail."""
 
@@ -178,11 +200,10 @@ async def test_a_plan_warns_when_most_are_missing(lost: int, warned: bool, tmp_p
         assert f"{lost} of 8 snapshots have no directory, {worker}/snapshots/snapshots/1/fs for example" in notes[0].text
 
 
-async def test_a_plan_says_that_it_cannot_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plan_that_cannot_look_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = sample_cache().write(tmp_path / "runc-overlayfs")
     failing(monkeypatch, directory_of(worker, "d") / "fs", errno.EACCES)
-    report = await asyncmig.plan(worker)
-    assert report.refused == ""  # a migration does not look
-    [note] = report.notes
-    assert note.code == "directories-unknown"
-    assert "Permission denied; run asyncmig as the user" in note.text
+    with pytest.raises(StoreError, match="Permission denied; run asyncmig as the user"):
+        await asyncmig.plan(worker)
+    monkeypatch.undo()
+    assert (await asyncmig.plan(worker)).notes == []

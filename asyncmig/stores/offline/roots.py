@@ -32,10 +32,13 @@ def kept_besides(checkpoint: Checkpoint, space: Bucket, snapshotter: str, roots:
         if found not in reached:
             reached.add(found)
             waiting += _needed(space, found)
-    return Kept(
-        {found.id for found in reached if found.type == _SNAPSHOTS + snapshotter},
-        {found.id for found in reached if found.type == _CONTENT},
-    )
+    snapshots, blobs = set(), set()
+    for found in stepping(checkpoint, reached):
+        if found.type == _CONTENT:
+            blobs.add(found.id)
+        elif found.type == _SNAPSHOTS + snapshotter:
+            snapshots.add(found.id)
+    return Kept(snapshots, blobs)
 
 
 def _of_others(space: Bucket) -> Iterator[Resource]:

@@ -30,6 +30,8 @@ _ID = b"id"
 """The name of the directory; a number."""
 _SIZE = b"size"
 """Recorded when a snapshot is committed."""
+_LOOKS_AT_ONCE = 8192
+"""Directories whose paths are held at a time; a million would take as much memory as all the rest."""
 _INHERITED_PREFIX = "containerd.io/snapshot/"
 _INHERITED_LABEL = "containerd.io/snapshot.ref"
 
@@ -184,11 +186,17 @@ class OfflineSnapshots:
             return None
         place = os.path.join(os.path.dirname(self._files.backend_path), "snapshots")
         numbers = self._numbers(checkpoint, names, _ID, codec.decode_uvarint)
-        paths = {}
+        missing: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for name, number in stepping(checkpoint, numbers.items()):
             if number:  # an entry without leads nowhere that could be looked at
                 paths[name] = os.path.join(place, str(number), tree).rstrip("/")
-        return missing_of(checkpoint, paths)
+            if len(paths) == _LOOKS_AT_ONCE:
+                missing.update(missing_of(checkpoint, paths))
+                paths.clear()
+        missing.update(missing_of(checkpoint, paths))
+        drop(checkpoint, numbers)
+        return missing
 
     async def recorded_sizes(self, names: Sequence[str]) -> Mapping[str, int]:
         """What the snapshotter has recorded of those that are committed."""
@@ -198,6 +206,8 @@ class OfflineSnapshots:
         self, checkpoint: Checkpoint, names: Sequence[str], field: bytes, decode: Callable[[bytes], int]
     ) -> dict[str, int]:
         """A field of the snapshots in the snapshotter's database, where they have it."""
+        if not names:
+            return {}
         wanted = set(stepping(checkpoint, names))
         scan = self._scanned(checkpoint)
         by_backend_key = {}
