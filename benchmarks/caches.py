@@ -25,7 +25,7 @@ class PreparedCache:
     @classmethod
     def make(cls, directory: Path, records: int) -> PreparedCache:
         """Make a cache below ``directory``."""
-        made = synthesize(directory / f"runc-{SNAPSHOTTER}", records=records, bare=True)
+        made = synthesize(directory / f"runc-{SNAPSHOTTER}", records=records)
         prepared = cls(Path(made.directory), directory / "pristine")
         copy_databases(prepared.worker, prepared.pristine, DATABASES)
         return prepared

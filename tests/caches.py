@@ -140,6 +140,8 @@ class V1Cache:
                     entry.put(b"id", codec.encode_uvarint(number))
                     entry.put(b"kind", bytes([snapshot.kind.value]))
                     _put_times(entry)
+                    directory = worker / "snapshots" / "snapshots" / str(number)
+                    (directory if snapshotter == "native" else directory / "fs").mkdir(parents=True)
         return worker
 
     def _size(self, name: str) -> int:

@@ -30,6 +30,10 @@ class FindingCode(StrEnum):
     """It is not finalised, the record that owns its data does not exist, and it has no snapshot of its own."""
     SNAPSHOT_MISSING = "snapshot-missing"
     """Its snapshot does not exist; if it is committed, that shows when it is used."""
+    DIRECTORY_MISSING = "directory-missing"
+    """The directory of its snapshot does not exist: the data is gone, and that shows when it is used."""
+    DIRECTORIES_MISSING = "directories-missing"
+    """No snapshot has its directory: the data is elsewhere, or lost."""
     SNAPSHOT_ACTIVE = "snapshot-active"
     """The record is committed, its snapshot is not."""
     PARENT_MISMATCH = "parent-mismatch"
@@ -86,10 +90,16 @@ class NoteCode(StrEnum):
     LEASE_WITHOUT_RECORD = "lease-without-record"
     LABEL_WITHOUT_RECORD = "label-without-record"
     """v1's label keeps something that belongs to no record."""
+    VIEW_STALE = "view-stale"
+    """A view that a stopped daemon left behind and that nothing keeps any more: the next collection takes it."""
     SNAPSHOT_UNOWNED = "snapshot-unowned"
-    """Neither a record, nor a lease, nor a label, nor what is built on it keeps it: the next collection takes it."""
+    """No record, lease, label, image or container keeps it, nor what is built on it: the next collection takes it."""
     BLOB_UNOWNED = "blob-unowned"
-    """Neither a record, nor a lease, nor a label keeps it, and no blob's label refers to it for all that is known here."""
+    """No record, lease, label, image or container keeps it: the next collection takes it."""
+    SNAPSHOT_FOREIGN = "snapshot-foreign"
+    """As ``snapshot-unowned``, but in a running containerd, whose images and containers are not looked at: it may be theirs."""
+    BLOB_FOREIGN = "blob-foreign"
+    """As ``blob-unowned``, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,8 @@ class Inventory:
     unowned_blobs: int = 0
     unowned_bytes: int = 0
     """Of blobs that belong to no record; a lease, or another blob, may need them."""
+    free_bytes: dict[str, int] = field(default_factory=dict)
+    """By the code of a note: what the next collection frees, as far as sizes are recorded."""
 
 
 @dataclass(slots=True, kw_only=True)

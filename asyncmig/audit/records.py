@@ -112,17 +112,38 @@ def check_chains(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
     """Compute the chain IDs of all plain layers anew, and report those that differ.  Layers without are no fault."""
     computed: dict[str, tuple[str, str] | None] = {}  # None where the chain is not one of plain layers all of which have a blob
     composed = set()  # records with a merge or a diff in their chain: their IDs are made otherwise
+    cut = _cut_by_diffs(checkpoint, state)
     for record in stepping(checkpoint, state.records):
         for link in reversed(_chain(state, record, computed)):
-            computed[link.id] = _chain_ids(link, computed)
-            if link.parents or link.parent in composed:
+            computed[link.id] = _ids_of_diff(link) if link.id in cut else _chain_ids(link, computed)
+            if link.is_composed or link.parent in composed:
                 composed.add(link.id)
         if record.id not in composed:
             _compare_chain(findings, record, computed[record.id])
 
 
+def _cut_by_diffs(checkpoint: Checkpoint, state: CacheState) -> set[str]:
+    """Layers that got their chain IDs as what a diff consists of, so without what is below them.
+
+    A diff of a layer and the layer below it is that layer's own blob.  When BuildKit exports the diff first, it computes the
+    layer's IDs as if nothing were below, with an empty string in its place (``cache/blobs.go``, ``computeChainMetadata``).
+    """
+    cut = set()
+    for record in stepping(checkpoint, state.records):
+        layer = state.by_id.get(record.upper)
+        if layer is not None and record.lower and layer.parent == record.lower and layer.chain_id:
+            ids = _ids_of_diff(layer)
+            if ids == (layer.chain_id, layer.blob_chain_id):
+                cut.add(layer.id)
+    return cut
+
+
+def _ids_of_diff(layer: V2Record) -> tuple[str, str]:
+    return chain_id(layer.diff_id, ""), blob_chain_id(layer.blob, layer.diff_id, "")
+
+
 def _chain_ids(record: V2Record, computed: dict[str, tuple[str, str] | None]) -> tuple[str, str] | None:
-    if record.parents or not (record.blob and record.diff_id):
+    if record.is_composed or not (record.blob and record.diff_id):
         return None
     if not record.parent:
         return chain_id(record.diff_id), blob_chain_id(record.blob, record.diff_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from asyncmig.audit.findings import Finding, FindingCode, NoteCode, Verification
@@ -10,24 +10,32 @@ from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.v2 import V2Record
 from asyncmig.concurrency import stepping
 from asyncmig.migration.reporter import Reporter
-from asyncmig.stores.ports import ContentInfo, Lease, SnapshotInfo
+from asyncmig.stores.ports import ContentInfo, Kept, Lease, SnapshotInfo
 
 
 @dataclass(slots=True)
 class CacheState:
     """Records in the order of their ids; snapshots, blobs and leases by name.
 
-    ``heads`` has the first bytes of the records' blobs, ``None`` for one whose data is not there.
+    ``released`` are snapshots whose label a migration has removed.  ``needed`` are those that records have or are built on,
+    ``unowned`` those that nothing keeps for all that is known.  ``missing``, ``sizes`` and ``kept`` are what the store of
+    snapshots answers.  ``heads`` has the first bytes of the records' blobs, ``None`` for one whose data is not there.
     """
 
     snapshotter: str
     is_shared: bool
+    released: Set[str] = frozenset()
     records: list[V2Record] = field(default_factory=list)
     by_id: dict[str, V2Record] = field(default_factory=dict)
     snapshots: dict[str, SnapshotInfo] = field(default_factory=dict)
     blobs: dict[str, ContentInfo] = field(default_factory=dict)
     heads: dict[str, bytes | None] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
+    needed: list[str] = field(default_factory=list)
+    unowned: list[str] = field(default_factory=list)
+    missing: Mapping[str, str] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    kept: Kept | None = None
 
     def take_snapshots(self, checkpoint: Checkpoint, found: Sequence[SnapshotInfo]) -> None:
         """Take the snapshots that were listed."""
@@ -48,6 +56,16 @@ class CacheState:
         """Take the leases that were listed."""
         for lease in stepping(checkpoint, found):
             self.leases[lease.id] = lease
+
+    def with_ancestors(self, checkpoint: Checkpoint, names: Iterable[str]) -> set[str]:
+        """Those of the snapshots that exist, and all that they are built on."""
+        found: set[str] = set()
+        for name in stepping(checkpoint, names):
+            link = name
+            while link in self.snapshots and link not in found:
+                found.add(link)
+                link = self.snapshots[link].parent
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""Checks of the records against the stores: is the data there, is it protected, and is anything kept that nobody owns."""
+"""Checks of the records against the stores: is the data there, is it protected, and may it go when its record goes."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
-
-from rich.filesize import decimal as size_text
 
 from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.audit.state import CacheState, Findings
@@ -28,24 +28,32 @@ _HISTORY = "ref_"
 
 def check_snapshots(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Each committed record that has a snapshot of its own: is it there, committed, and built on the right one?"""
+    chains = {record.snapshot: record.chain_id for record in stepping(checkpoint, state.records) if record.chain_id}
     for record in stepping(checkpoint, state.records):
         if not record.committed or record.is_holder or record.blob_only or record.deleted:
             continue
         found = state.snapshots.get(record.snapshot)
+        if found is None and record.is_composed:
+            continue  # none has been needed so far
         if found is None:
             findings.add(FindingCode.SNAPSHOT_MISSING, record.id, f"its snapshot {printable(record.snapshot)} does not exist")
         elif found.kind is not Kind.COMMITTED:
             text = f"it is committed, but its snapshot {printable(record.snapshot)} is {found.kind.name.lower()}"
             findings.add(FindingCode.SNAPSHOT_ACTIVE, record.id, text)
-        elif not record.parents:
-            _check_parent(state, findings, record, found.parent)
+        elif not record.is_composed:
+            _check_parent(state, findings, record, found.parent, chains)
 
 
-def _check_parent(state: CacheState, findings: Findings, record: V2Record, actual: str) -> None:
+def _check_parent(state: CacheState, findings: Findings, record: V2Record, actual: str, chains: Mapping[str, str]) -> None:
+    """``chains``: the chain IDs of the layers in snapshots."""
     parent = state.by_id.get(record.parent)
-    if (parent is None and record.parent) or (parent is not None and (parent.blob_only or parent.parents or parent.is_holder)):
+    if (parent is None and record.parent) or (
+        parent is not None and (parent.blob_only or parent.is_composed or parent.is_holder)
+    ):
         return  # reported otherwise, or without a snapshot that could be told
     expected = parent.snapshot if parent else ""
+    if parent is not None and parent.chain_id and chains.get(actual) == parent.chain_id:
+        return  # the same layer: since v0.7 a record may use the snapshot of another one whose layers are the same
     if actual != expected:
         text = f"the parent of its snapshot is {printable(actual) or 'none'}, but should be {printable(expected) or 'none'}"
         findings.add(FindingCode.PARENT_MISMATCH, record.id, text)
@@ -130,10 +138,13 @@ def _is_of_buildkit(state: CacheState, lease: Lease) -> bool:
 
 def check_blobs(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
     """Each record with a blob: is it there, and is it what the record says?"""
+    users = Counter(record.snapshot for record in stepping(checkpoint, state.records))
     for record in stepping(checkpoint, state.records):
         if record.blob:
             _check_description(findings, record)
-        if record.blob and not record.blob_only:
+        # A record that shares the snapshot of another one, whose layers are the same, may never have fetched its own blob.
+        is_remote = record.blob not in state.blobs and users[record.snapshot] > 1
+        if record.blob and not record.blob_only and not is_remote:
             _check_blob(state, findings, record)
 
 
@@ -191,36 +202,5 @@ def check_labels(checkpoint: Checkpoint, state: CacheState, findings: Findings) 
                 text = f"this {kind} of a record still carries v1's label {GC_ROOT}; it is never collected"
                 findings.add(FindingCode.LABEL_LEFT, name, text)
             elif root is not None:
-                text = f"this {kind} belongs to no record but still carries v1's label {GC_ROOT}; it is never collected"
+                text = f"this {kind} belongs to no record but carries v1's label {GC_ROOT}; it is never collected"
                 findings.note(NoteCode.LABEL_WITHOUT_RECORD, name, text)
-
-
-def note_unowned(checkpoint: Checkpoint, state: CacheState, findings: Findings) -> None:
-    """What neither a record, a lease nor a label keeps.  (What refers to it by labels is not known here.)"""
-    held = {resource for lease in state.leases.values() for resource in lease.resources}
-    checkpoint()
-    kept = {record.snapshot for record in state.records}
-    kept.update(name for name, info in state.snapshots.items() if info.root is not None)
-    kept.update(resource.id for resource in held if resource.type == f"snapshots/{state.snapshotter}")
-    needed = _with_ancestors(checkpoint, state, kept)
-    for name in stepping(checkpoint, state.snapshots):
-        if name not in needed:
-            findings.note(NoteCode.SNAPSHOT_UNOWNED, name, "unreferenced; the next garbage collection removes it")
-    blobs = {record.blob for record in state.records} | {resource.id for resource in held if resource.type == "content"}
-    for name, blob in stepping(checkpoint, state.blobs.items()):
-        if name not in blobs and blob.root is None:
-            findings.note(
-                NoteCode.BLOB_UNOWNED,
-                name,
-                f"unreferenced as far as is known ({size_text(blob.size)}); the next garbage collection removes it",
-            )
-
-
-def _with_ancestors(checkpoint: Checkpoint, state: CacheState, names: set[str]) -> set[str]:
-    needed: set[str] = set()
-    for name in stepping(checkpoint, names):
-        link = name
-        while link in state.snapshots and link not in needed:
-            needed.add(link)
-            link = state.snapshots[link].parent
-    return needed

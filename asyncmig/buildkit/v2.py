@@ -1,6 +1,7 @@
 """The records of a ``metadata_v2.db``, as far as a check of them is concerned.
 
-Any v2 cache, also one that newer daemons have worked with.  Sources: moby/buildkit ``cache/metadata.go``, v0.7 to v0.27.
+Any v2 cache, also one that newer daemons have worked with.  Sources: moby/buildkit ``cache/metadata.go``, v0.7 to v0.27;
+``cache/manager.go``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ UPPER_PARENT = b"cache.upperDiffParent"
 class V2Record:
     """A record.  Strings are "" and lists empty where there is none; ``blob_size``, in bytes, is -1 as BuildKit has it then.
 
-    ``parents`` are those of a merge or a diff, which has no ``parent``.  ``indexes`` are those that its values ask for,
-    ``malformed`` what is wrong with values that can't be read.
+    ``parents`` are those of a merge, or ``lower`` and ``upper`` of a diff; neither has a ``parent``.  ``indexes`` are those
+    that its values ask for, ``malformed`` what is wrong with values that can't be read.
     """
 
     __slots__ = (
@@ -40,11 +41,13 @@ class V2Record:
         "equal_mutable",
         "id",
         "indexes",
+        "lower",
         "malformed",
         "media_type",
         "parent",
         "parents",
         "snapshot",
+        "upper",
     )
 
     def __init__(self, record_id: str) -> None:
@@ -52,7 +55,7 @@ class V2Record:
         self.snapshot = record_id
         self.committed = self.deleted = self.blob_only = False
         self.blob_size = -1
-        self.equal_mutable = self.parent = ""
+        self.equal_mutable = self.parent = self.lower = self.upper = ""
         self.blob = self.diff_id = self.media_type = self.chain_id = self.blob_chain_id = ""
         self.parents: list[str] = []
         self.indexes: list[str] = []
@@ -62,6 +65,11 @@ class V2Record:
     def is_holder(self) -> bool:
         """Whether this record is not finalised: its data is the snapshot of the record ``equal_mutable``."""
         return bool(self.equal_mutable)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether it is a merge or a diff: BuildKit makes its snapshot when one is needed for the first time, if ever."""
+        return bool(self.parents) and not self.parent
 
     @property
     def all_parents(self) -> list[str]:
@@ -85,6 +93,8 @@ def read_records(
                     record.malformed.append(f"key {key.decode()}: it is a bucket where a value is expected")
             elif value:  # a cleared key has an empty value
                 _read_value(record, key, value)
+        # v0.10.0 and v0.10.1 forgot to write it (moby/buildkit#2740), and all since take it for granted.
+        record.committed |= record.is_composed
         found.append(record)
         progress(1)
     return found
@@ -118,9 +128,13 @@ def _bool(attribute: str) -> Callable[[V2Record, bytes], None]:
     return lambda record, value: setattr(record, attribute, gojson.decode_bool(value))
 
 
-def _parent_of_diff(record: V2Record, value: bytes) -> None:
-    if parent := gojson.decode_string(value):
-        record.parents.append(parent)
+def _parent_of_diff(attribute: str) -> Callable[[V2Record, bytes], None]:
+    def read(record: V2Record, value: bytes) -> None:
+        if parent := gojson.decode_string(value):
+            setattr(record, attribute, parent)
+            record.parents.append(parent)
+
+    return read
 
 
 def _parents_of_merge(record: V2Record, value: bytes) -> None:
@@ -154,6 +168,6 @@ _READERS: dict[bytes, Callable[[V2Record, bytes], None]] = {
     keys.MEDIA_TYPE: _media_type,
     keys.BLOB_SIZE: _blob_size,
     MERGE_PARENTS: _parents_of_merge,
-    LOWER_PARENT: _parent_of_diff,
-    UPPER_PARENT: _parent_of_diff,
+    LOWER_PARENT: _parent_of_diff("lower"),
+    UPPER_PARENT: _parent_of_diff("upper"),
 }

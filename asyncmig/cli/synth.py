@@ -14,7 +14,7 @@ from asyncmig.errors import printable
 @click.argument("path", type=PATH)
 @click.option("--records", type=int, required=True, metavar="N", help="How many records to make, up to 10,000,000.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed makes the same cache.")
-@click.option("--bare", is_flag=True, help="Leave out the directories of the snapshots.")
+@click.option("--bare", is_flag=True, help="Leave out the directories of the snapshots; verify reports them as missing.")
 def synth(path: str, records: int, seed: int, bare: bool) -> None:
     """Make a realistic v1 cache at PATH, for trials and benchmarks.
 

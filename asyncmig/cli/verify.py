@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.filesize import decimal as size_text
 
 import asyncmig
-from asyncmig.audit.findings import Finding, Verification
+from asyncmig.audit.findings import Finding, NoteCode, Verification
 from asyncmig.cli.options import cache_options, check_not_empty, running_options
 from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
@@ -21,20 +21,39 @@ from asyncmig.cli.run import run
 from asyncmig.errors import counted, printable
 from asyncmig.migration.report import Note
 
+Item = TypeVar("Item", Finding, Note)
+
 EXIT_FINDINGS = 3
 _MOST = 5
 """Findings of one kind that are shown."""
+
+_GO = "the next garbage collection removes them"
+_OF_OTHERS = "of no record, lease or label; images and containers may need them, which verify can't see while containerd runs"
+_SUMMARIES = {
+    NoteCode.HOLDER_FINALISED: "records marked as not finalised, with snapshots of their own; BuildKit before v0.10 drops them",
+    NoteCode.MEDIA_TYPE_UNKNOWN: "records with a media type that is unknown for layers",
+    NoteCode.LEASE_NOT_FLAT: "leases of records that protect more than they must",
+    NoteCode.LEASE_WITHOUT_RECORD: "leases of no record",
+    NoteCode.LABEL_WITHOUT_RECORD: "labels of v1 on what belongs to no record; it is never collected",
+    NoteCode.VIEW_STALE: f"stale views of the old daemon, released by the migration; {_GO}",
+    NoteCode.SNAPSHOT_UNOWNED: f"unreferenced snapshots; {_GO}",
+    NoteCode.BLOB_UNOWNED: f"unreferenced blobs; {_GO}",
+    NoteCode.SNAPSHOT_FOREIGN: f"snapshots {_OF_OTHERS}",
+    NoteCode.BLOB_FOREIGN: f"blobs {_OF_OTHERS}",
+}
 
 
 @click.command(short_help="Check a v2 cache.")
 @cache_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Name everything that was found, not only a few of each kind.")
 @running_options
-def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any) -> int:
+def verify(path: str, as_json: bool, verbose: bool, progress: str, backend: str, **options: Any) -> int:
     """Check the v2 cache at PATH, migrated or not.  Change nothing.
 
     Checks that BuildKit would load every record, that its data exists and its lease protects it, that chain IDs, sizes,
-    media types and the index are right, and what is kept without an owner.  Stop buildkitd first.
+    media types and the index are right, and what is kept without an owner.  Where the stores are files, each snapshot's
+    directory is looked for, too.  Stop buildkitd first.
 
     The exit code is 0 if nothing is wrong with the records, 3 if something is.  Notes are about what belongs to no record;
     in a containerd it may belong to others.  Notes don't change the exit code.
@@ -47,18 +66,21 @@ def verify(path: str, as_json: bool, progress: str, backend: str, **options: Any
         if as_json:
             click.echo(json.dumps(result.to_dict()))
         else:
-            _print(result)
+            _print(result, verbose=verbose)
     return 0 if result.clean else EXIT_FINDINGS
 
 
-def _print(result: Verification) -> None:
+def _print(result: Verification, *, verbose: bool) -> None:
     found = len(result.findings)
     headline = "clean" if result.clean else counted(found, "finding")
     say(f"{headline}: {printable(result.path)}")
     for name, text in _facts(result):
         say(f"  {name + ':':<16}{text}")
-    _print_findings("", result.findings)
-    _print_findings("note: ", result.notes)
+    for code, findings in _by_code(result.findings):
+        say(f"  {code} ({len(findings):,})")
+        _print_each(findings, len(findings) if verbose else _MOST)
+    for code, notes in _by_code(result.notes):
+        _print_notes(result, code, notes, verbose=verbose)
 
 
 def _facts(result: Verification) -> Iterator[tuple[str, str]]:
@@ -85,12 +107,27 @@ def _facts(result: Verification) -> Iterator[tuple[str, str]]:
     yield "time", f"{sum(result.seconds.values()):.2f} s"
 
 
-def _print_findings(prefix: str, findings: Sequence[Finding | Note]) -> None:
+def _by_code(found: Sequence[Item]) -> Iterator[tuple[str, list[Item]]]:
     code = attrgetter("code")
-    for kind, group in groupby(sorted(findings, key=code), key=code):
-        same = list(group)
-        say(f"  {prefix}{kind} ({len(same)})")
-        for finding in same[:_MOST]:
-            say(f"    {printable(finding.name)}: {finding.text}")
-        if len(same) > _MOST:
-            say(f"    and {len(same) - _MOST:,} more (--json shows all)")
+    for kind, group in groupby(sorted(found, key=code), key=code):
+        yield kind, list(group)
+
+
+def _print_notes(result: Verification, code: str, notes: Sequence[Note], *, verbose: bool) -> None:
+    """Notes may be many on a sound cache: one line a kind, unless they are of the run itself."""
+    if code not in _SUMMARIES:
+        for note in notes:
+            say(f"  note: {note.text}")
+        return
+    size = result.counts.free_bytes.get(code, 0)
+    freed = f" (about {size_text(size)})" if size else ""
+    say(f"  note: {_SUMMARIES[NoteCode(code)]}: {len(notes):,}{freed}")
+    if verbose:
+        _print_each(notes, len(notes))
+
+
+def _print_each(found: Sequence[Finding | Note], most: int) -> None:
+    for item in found[:most]:
+        say(f"    {printable(item.name)}: {item.text}")
+    if len(found) > most:
+        say(f"    and {len(found) - most:,} more (-v or --json shows all)")

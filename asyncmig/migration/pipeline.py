@@ -58,6 +58,7 @@ class Pipeline:
         self._file = JournalFile(target)
         self._earlier: Journal | None = None  # of an interrupted run
         self._read_count = self._snapshots = 0  # records as they were read, and how many of them are looked up among snapshots
+        self._directories = (0, 0)  # how many snapshots of records have no directory, and how many there are
         self._orphans = 0  # snapshots with v1's label, views aside, where there are no records at all
         self._doubtful: Sequence[Lease] = ()  # leases that are to be read back
         self._changed = False  # whether a store may have been changed
@@ -85,6 +86,8 @@ class Pipeline:
             await in_thread(self._read_journal)
             self.leases = await plan_leases(cache, stores, self._earlier)
             self.release = await plan_release(cache, stores)
+            if cache.semantics.repairs:
+                await self._look_at_directories()
             if not self._read_count:
                 rooted = await stores.snapshots.list_all(rooted=True)
                 self._orphans = sum(1 for info in rooted if info.kind is not Kind.VIEW)
@@ -112,6 +115,18 @@ class Pipeline:
         if self._earlier is not None and not self._earlier.is_complete:
             text = "an earlier run was interrupted while it changed the stores; this migration completes it"
             self.cache.reporter.note("interrupted-before", text)
+
+    async def _look_at_directories(self) -> None:
+        """The databases don't tell that the disk with the snapshots is not mounted; the directories do."""
+        names = await in_thread(_own_snapshots, self.cache)
+        missing = await self.stores.snapshots.missing_directories(names)
+        if missing:
+            self._directories = len(missing), len(names)
+            text = (
+                f"{len(missing):,} of {counted(len(names), 'snapshot')} have no directory on disk, "
+                f"{printable(next(iter(missing.values())))} for example"
+            )
+            self.reporter.note("directories-missing", text)
 
     def _count(self, checkpoint: Checkpoint) -> None:
         cache, counts = self.cache, self.cache.report.counts
@@ -153,6 +168,12 @@ class Pipeline:
                 f"({lost * 100 / cache.wanted_blobs:.1f} %) "
                 f"would lose it, because the content store does not have it; the limit is {limit:g} % (--max-dropped). "
                 "Is the volume with the content store mounted?"
+            )
+        missing, snapshots = self._directories
+        if missing * 100 > limit * snapshots:
+            raise DropLimitError(
+                f"{path}: {missing} of {counted(snapshots, 'snapshot')} ({missing * 100 / snapshots:.1f} %) have no directory on "
+                f"disk; the limit is {limit:g} % (--max-dropped). Is the volume with the snapshots mounted?"
             )
         if cache.semantics.repairs and limit < 100 and not self._read_count and self._orphans:
             raise DropLimitError(
@@ -276,3 +297,7 @@ class Pipeline:
         if vanished.snapshots or vanished.blobs:
             leases = self.leases
             vanished.report(self.cache, {*leases.left_alone, *leases.leases.ids})
+
+
+def _own_snapshots(checkpoint: Checkpoint, cache: Cache) -> list[str]:
+    return [record.id for record in stepping(checkpoint, cache.records) if not record.is_holder]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import AsyncExitStack
 
 from asyncmig.audit.audit import STAGES, audit
 from asyncmig.audit.findings import Verification
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import LayoutError, StrPath, printable
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.paths import exists
@@ -21,7 +22,7 @@ from asyncmig.runs.options import Options
 
 async def verify(path: StrPath, options: Options, progress: Progress | None) -> Verification:
     """See :func:`asyncmig.api.verify`."""
-    layout = await in_thread(_find_v2, path, options)
+    layout, released = await in_thread(_find_v2, path, options)
     result = Verification(path=layout.directory, layout=layout.name)
     reporter = Reporter(result, progress)
     async with AsyncExitStack() as stack:
@@ -29,17 +30,21 @@ async def verify(path: StrPath, options: Options, progress: Progress | None) -> 
         reporter.begin(Stage.OPEN, *STAGES)
         opened = await open_cache(stack, layout, options, reporter, writable=False)
         [database] = await stack.enter_async_context(open_databases([opened.layout.v2], exclusive=False))
-        await audit(database, opened.stores, reporter)
+        await audit(database, opened.stores, reporter, released=released)
     return result
 
 
-def _find_v2(checkpoint: Checkpoint, path: StrPath, options: Options) -> Layout:
+def _find_v2(checkpoint: Checkpoint, path: StrPath, options: Options) -> tuple[Layout, Set[str]]:
+    """The cache, and the snapshots of no record that its migration has released."""
     layout = find_cache(checkpoint, path, options)
     if not exists(layout.v2):
         advice = "run 'asyncmig migrate' first" if exists(layout.v1) else "name the worker directory of a cache"
         raise LayoutError(f"{printable(layout.directory)}: there is no metadata_v2.db; {advice}")
     journal = JournalFile(layout.v2).read(checkpoint)
+    released: Set[str] = frozenset()
     if journal is not None:
         layout = as_noted(layout, journal, options)
+        # Not those of records, which have leases: there may be a million of them.
+        released = {name for name in stepping(checkpoint, journal.snapshots) if name not in journal.leases}
     layout.check_reachable()
-    return layout
+    return layout, released

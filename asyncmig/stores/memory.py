@@ -6,11 +6,11 @@ They behave like a remote daemon: every verb is made of single calls with bounde
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asyncmig.stores.fanout import fan_out
-from asyncmig.stores.ports import GC_ROOT, HEAD_SIZE, ContentInfo, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
+from asyncmig.stores.ports import GC_ROOT, HEAD_SIZE, ContentInfo, Kept, Kind, Lease, Protected, Resource, SnapshotInfo, Stores
 
 
 @dataclass(slots=True)
@@ -150,6 +150,18 @@ class _Snapshots:
             return _set_label(self._state.snapshots.get(name), label, value)
 
         return await fan_out(set_one, values, concurrency=self._state.concurrency)
+
+    async def missing_directories(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        """Nothing in memory is a directory."""
+        return None
+
+    async def recorded_sizes(self, names: Sequence[str]) -> Mapping[str, int]:
+        """None is recorded."""
+        return {}
+
+    async def kept_besides(self, roots: Sequence[Resource]) -> Kept | None:
+        """Others are not known."""
+        return None if self._state.shared else Kept(set(), set())
 
 
 class _Leases:

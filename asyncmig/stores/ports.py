@@ -9,7 +9,7 @@ Names are containerd's.  Strings are exact: bytes that are no UTF-8 are lone sur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -63,6 +63,13 @@ class Resource(NamedTuple):
 
     type: str
     id: str
+
+
+class Kept(NamedTuple):
+    """What something else than records, leases and the label :data:`GC_ROOT` keeps: keys of snapshots, and digests."""
+
+    snapshots: Set[str]
+    blobs: Set[str]
 
 
 class Lease(NamedTuple):
@@ -142,6 +149,24 @@ class SnapshotStore(Protocol):
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
         """Set ``label`` of each snapshot, given as key and value; tells for each, in order, whether the snapshot exists."""
+        ...
+
+    async def missing_directories(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        """Those of the snapshots whose directory does not exist, each with its path; what is no snapshot is passed over.
+
+        ``None`` if it can't be told: from afar, or of a snapshotter that keeps no directories.
+        """
+        ...
+
+    async def recorded_sizes(self, names: Sequence[str]) -> Mapping[str, int]:
+        """The bytes that belong to each snapshot alone, as they were recorded; without those of which they were not."""
+        ...
+
+    async def kept_besides(self, roots: Sequence[Resource]) -> Kept | None:
+        """What images and containers keep, and what labels of theirs and of ``roots`` refer to, as containerd's collector does.
+
+        ``None`` if it can't be told.
+        """
         ...
 
 

@@ -58,7 +58,8 @@ def synthesize(
     """Make a v1 cache of an OCI worker with exactly ``records`` records at ``path``.
 
     ``path`` is the worker directory if its name is that of one (``runc-overlayfs``), else a BuildKit root in which
-    ``runc-overlayfs`` is made.  ``bare`` leaves out the directories of snapshots, which no migration looks at.
+    ``runc-overlayfs`` is made.  ``bare`` leaves out the directories of snapshots, which no migration looks at, but
+    a check does: it reports them as missing.
     ``progress`` is told ``records`` in total.  Blocking.
 
     Raises :class:`OptionError` for a number of records that no cache has, :class:`LayoutError` if the worker directory exists

@@ -8,20 +8,37 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 import asyncmig
 from asyncmig import DatabaseLockedError, LayoutError, Options
 from asyncmig.audit.findings import FindingCode, NoteCode
 from asyncmig.bolt import Db
-from asyncmig.stores.offline import codec
-from tests.caches import ROOT, V1Cache, digest, sample_cache, value
+from tests.audit.edits import (
+    BLOBS,
+    FLAT,
+    LEASES,
+    META,
+    OLD,
+    SNAPSHOTS,
+    both,
+    cut_blob,
+    drop,
+    drop_record,
+    index,
+    label,
+    lease,
+    put,
+    remove_directories,
+    remove_directory,
+    set_size,
+)
+from tests.caches import V1Cache, digest, sample_cache, value
 from tests.conftest import copy_tree
 from tests.states import tree_state
 
 pytestmark = pytest.mark.anyio
-
-_PLACE = (b"v1", b"buildkit")
 
 
 @pytest.fixture
@@ -33,80 +50,6 @@ async def migrated(tmp_path: Path, anyio_backend: str) -> Path:
     return worker
 
 
-def put(record: str, key: str, content: bytes) -> Callable[[Path], None]:
-    """Set a value of a record."""
-
-    def act(worker: Path) -> None:
-        with Db.open(worker / "metadata_v2.db", writable=True) as db, db.update() as tx:
-            tx.create_path(b"_main", record.encode()).put(key.encode(), content)
-
-    return act
-
-
-def both(*acts: Callable[[Path], None]) -> Callable[[Path], None]:
-    def act(worker: Path) -> None:
-        for one in acts:
-            one(worker)
-
-    return act
-
-
-def drop(*path: str, name: str, database: str = "metadata_v2.db") -> Callable[[Path], None]:
-    """Delete a bucket or a key."""
-
-    def act(worker: Path) -> None:
-        with Db.open(worker / database, writable=True) as db, db.update() as tx:
-            bucket = tx.path_bucket(*map(str.encode, path))
-            assert bucket is not None
-            if bucket.bucket(name.encode()) is None:
-                assert name.encode() in bucket
-                bucket.delete(name.encode())
-            else:
-                bucket.delete_bucket(name.encode())
-
-    return act
-
-
-def index(entry: str) -> Callable[[Path], None]:
-    def act(worker: Path) -> None:
-        with Db.open(worker / "metadata_v2.db", writable=True) as db, db.update() as tx:
-            tx.create_path(b"_index").put(entry.encode(), b"")
-
-    return act
-
-
-def lease(name: str, labels: dict[str, str], snapshots: tuple[str, ...] = ()) -> Callable[[Path], None]:
-    def act(worker: Path) -> None:
-        with Db.open(worker / "containerdmeta.db", writable=True) as db, db.update() as tx:
-            entry = tx.create_path(*_PLACE, b"leases", name.encode())
-            entry.put(b"createdat", codec.now())
-            for key, text in labels.items():
-                entry.create_bucket_if_not_exists(b"labels").put(key.encode(), text.encode())
-            for snapshot in snapshots:
-                tx.create_path(*_PLACE, b"leases", name.encode(), b"snapshots", b"overlayfs").put(snapshot.encode(), b"")
-
-    return act
-
-
-def label(*path: str) -> Callable[[Path], None]:
-    def act(worker: Path) -> None:
-        with Db.open(worker / "containerdmeta.db", writable=True) as db, db.update() as tx:
-            tx.create_path(*_PLACE, *map(str.encode, path), b"labels").put(ROOT.encode(), b"T")
-
-    return act
-
-
-def cut_blob(worker: Path) -> None:
-    (worker / "content/blobs" / digest("blob d").replace(":", "/")).write_bytes(b"short")
-
-
-SNAPSHOTS = ("v1", "buildkit", "snapshots", "overlayfs")
-LEASES = ("v1", "buildkit", "leases")
-BLOBS = ("v1", "buildkit", "content", "blob")
-META = "containerdmeta.db"
-FLAT = {"containerd.io/gc.flat": "T"}
-OLD = {**FLAT, "containerd.io/gc.expire": "2020-01-01T00:00:00Z"}
-
 FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("value-malformed", put("a", "etag", b"{"), "a"),
     ("marked-deleted", put("d", "cache.deleted", value(True)), "d"),
@@ -116,6 +59,9 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("mutable-missing", put("holder", "cache.equalMutable", value("nobody")), "holder"),
     ("snapshot-missing", drop(*SNAPSHOTS, name="d", database=META), "d"),
     ("snapshot-missing", drop(*SNAPSHOTS, name="mutable", database=META), "mutable"),
+    ("directory-missing", remove_directory("d"), "d"),
+    ("directory-missing", remove_directory("mutable"), "mutable"),
+    ("directories-missing", remove_directories, "overlayfs"),
     ("snapshot-active", put("mutable", "snapshot.committed", value(True)), "mutable"),
     ("parent-mismatch", put("d", "cache.parent", value("a")), "d"),
     ("lease-missing", drop(*LEASES, name="d", database=META), "d"),
@@ -147,7 +93,8 @@ REMARKS: list[tuple[str, Callable[[Path], None], str]] = [
     ("lease-not-flat", drop(*LEASES, "d", "labels", name="containerd.io/gc.flat", database=META), "d"),
     ("lease-without-record", lease("nobody", {}), "nobody"),
     ("label-without-record", label("snapshots", "overlayfs", "view"), "view"),
-    ("snapshot-unowned", lambda worker: None, "view"),
+    ("view-stale", lambda worker: None, "view"),
+    ("snapshot-unowned", drop_record("d"), "d"),
     (
         "blob-unowned",
         both(put("d", "cache.blob", b""), drop(*LEASES, "d", "content", name=digest("blob d"), database=META)),
@@ -184,7 +131,8 @@ async def test_a_remark(code: str, act: Callable[[Path], None], name: str, migra
 
 def test_every_code_has_a_state_here() -> None:
     assert {code for code, _, _ in FAULTS} == {fault.value for fault in FindingCode}
-    assert {code for code, _, _ in REMARKS} == {note.value for note in NoteCode}
+    of_a_running_containerd = {NoteCode.SNAPSHOT_FOREIGN, NoteCode.BLOB_FOREIGN}  # test_shared.py
+    assert {code for code, _, _ in REMARKS} == set(NoteCode) - of_a_running_containerd
 
 
 @pytest.mark.parametrize("name", ["a-view", "ref_build"])
@@ -194,11 +142,7 @@ async def test_leases_that_buildkit_has_besides_are_no_fault(name: str, migrated
     assert (await asyncmig.verify(migrated)).findings == []
 
 
-async def test_merges_and_lazy_layers_are_no_fault(migrated: Path) -> None:
-    put("merge", "cache.mergeParents", value(["a", "b"]))(migrated)
-    put("merge", "snapshot.committed", value(True))(migrated)
-    put("merge", "cache.snapshot", value("d"))(migrated)
-    lease("merge", FLAT, ("d",))(migrated)
+async def test_lazy_layers_are_no_fault(migrated: Path) -> None:
     for key, content in {
         "cache.blobonly": value(True),
         "snapshot.committed": value(True),
@@ -255,21 +199,62 @@ async def test_deep_chains_come_to_an_end(tmp_path: Path) -> None:
     assert sum(finding.code == "parent-cycle" for finding in found) == 3000
 
 
+def verified(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asyncmig", "verify", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_the_command(tmp_path: Path) -> None:
     worker = sample_cache().write(tmp_path / "runc-overlayfs")
-
-    def run(*args: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "asyncmig", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert run("migrate", worker).returncode == 0
-    done = run("verify", worker)
+    anyio.run(asyncmig.migrate, worker)
+    done = verified(worker)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"clean: {worker}")
     index("x::\x1b[31mred")(worker)
-    done = run("verify", worker)
+    done = verified(worker)
     assert (done.returncode, done.stdout.splitlines()[0]) == (3, f"1 finding: {worker}")
     assert "\x1b" not in done.stdout
-    done = run("verify", worker, "--json")
+    done = verified(worker, "--json")
     assert done.returncode == 3
     result = json.loads(done.stdout)
     assert (result["verify_version"], result["clean"], result["findings"][0]["code"]) == (2, False, "index-stale")
+
+
+def test_the_command_tells_notes_in_a_line_a_kind(tmp_path: Path) -> None:
+    cache = sample_cache()
+    for i in range(1200):
+        cache.view(f"view {i}", "b")
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    anyio.run(asyncmig.migrate, worker)
+    both(drop_record("d"), set_size("d", 1_200_000))(worker)
+
+    done = verified(worker)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[0]) == (0, f"clean: {worker}")
+    assert [line for line in lines if line.startswith("  note")] == [
+        "  note: unreferenced blobs; the next garbage collection removes them: 1 (about 100 bytes)",
+        "  note: unreferenced snapshots; the next garbage collection removes them: 1 (about 1.2 MB)",
+        "  note: stale views of the old daemon, released by the migration; the next garbage collection removes them: 1,201",
+    ]
+    assert "view 7" not in done.stdout
+    assert len(lines) < 12
+
+    verbose = verified(worker, "-v").stdout.splitlines()
+    assert [line for line in verbose if line.startswith("  note")] == [line for line in lines if line.startswith("  note")]
+    assert sum(line.startswith("    view ") for line in verbose) == 1201 - 1  # "view" itself has no blank
+    notes = json.loads(verified(worker, "--json").stdout)["notes"]
+    assert sum(note["code"] == "view-stale" for note in notes) == 1201
+
+
+def test_the_command_shows_a_few_findings_of_a_kind(tmp_path: Path) -> None:
+    cache = V1Cache()
+    for i in range(9):
+        cache.layer(f"layer{i}")
+    worker = cache.write(tmp_path / "runc-overlayfs")
+    anyio.run(asyncmig.migrate, worker)
+    for i in range(8):
+        remove_directory(f"layer{i}")(worker)
+    brief, verbose = (verified(worker, *more).stdout.splitlines() for more in ([], ["--verbose"]))
+    assert "  directory-missing (8)" in brief
+    assert sum(line.startswith("    layer") for line in brief) == 5
+    assert "    and 3 more (-v or --json shows all)" in brief
+    assert sum(line.startswith("    layer") for line in verbose) == 8

@@ -48,7 +48,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large enough for more than a pipe holds: one not migrated, and one that is."""
     path = tmp_path_factory.mktemp("caches")
     for name in ("before", "after"):
-        synthesize(path / name / "runc-overlayfs", records=150, bare=True)
+        synthesize(path / name / "runc-overlayfs", records=150)
     assert run("migrate", path / "after").returncode == 0
     data = bytearray((path / "before" / "runc-overlayfs" / "metadata.db").read_bytes())
     data[20] ^= 1

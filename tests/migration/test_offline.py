@@ -528,7 +528,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_disk_that_is_too_full_is_noticed_before_anything_is_changed(small_disk: Path) -> None:
-    worker = Path(synthesize(small_disk / "runc-overlayfs", records=300, bare=True).directory)
+    worker = Path(synthesize(small_disk / "runc-overlayfs", records=300).directory)
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     before = tree_state(worker)
     with (small_disk / "ballast").open("wb") as ballast:
@@ -547,7 +547,7 @@ async def test_a_disk_that_is_too_full_is_noticed_before_anything_is_changed(sma
 
 @pytest.mark.parametrize("records", [30, 300, 3000])
 async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, tmp_path: Path) -> None:
-    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=records, bare=True).directory)
+    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=records).directory)
     paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
     files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
     asked = dict(files.growth(no_checkpoint, records, None))

@@ -70,7 +70,7 @@ async def test_free_pages_need_no_room(name: str, disk: Callable[[str], Path]) -
 
 async def test_holes_behind_the_pages_are_no_room(tmp_path: Path) -> None:
     """bbolt makes files longer by 16 MB that are not on the disk."""
-    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=300, bare=True).directory)
+    worker = Path(synthesize(tmp_path / "runc-overlayfs", records=300).directory)
     needed = (await asyncmig.plan(worker)).bytes_needed
     for name in ("containerdmeta.db", "snapshots/metadata.db"):
         path = worker / name
@@ -106,7 +106,7 @@ async def test_a_file_system_without_a_number_of_inodes_has_enough(disk: Callabl
 async def test_room_is_looked_at_before_going_back_or_completing(
     verb: str, disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    made = Path(synthesize(tmp_path / "made" / "runc-overlayfs", records=300, bare=True).directory)
+    made = Path(synthesize(tmp_path / "made" / "runc-overlayfs", records=300).directory)
     await asyncmig.migrate(made)
     place = disk("size=32m")
     worker = copy_tree(made, place / "runc-overlayfs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 
@@ -19,7 +19,7 @@ from asyncmig.stores.containerd.labels import ROOTED, SeenLabels
 from asyncmig.stores.containerd.place import check_place
 from asyncmig.stores.containerd.reading import Reader
 from asyncmig.stores.fanout import Progress
-from asyncmig.stores.ports import GC_ROOT, Kind, SnapshotInfo
+from asyncmig.stores.ports import GC_ROOT, Kept, Kind, Resource, SnapshotInfo
 
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -108,6 +108,20 @@ class ContainerdSnapshots:
         info, mask = Info(name=name, labels={label: value}), FieldMask(paths=[f"labels.{label}"])
         request = UpdateSnapshotRequest(snapshotter=self._snapshotter, info=info, update_mask=mask)
         await self._client.call(self._client.snapshots.update, request, f"snapshot {name}")
+
+    # What follows is in files that are containerd's while it runs, which may even be on another machine's disk.
+
+    async def missing_directories(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        """Can't be told."""
+        return None
+
+    async def recorded_sizes(self, names: Sequence[str]) -> Mapping[str, int]:
+        """Not asked for: it would be a call for each, and a walk through the tree of some."""
+        return {}
+
+    async def kept_besides(self, roots: Sequence[Resource]) -> Kept | None:
+        """Can't be told: images and containers are other services, and what they keep may change meanwhile."""
+        return None
 
 
 def _is_view(info: Info) -> bool:

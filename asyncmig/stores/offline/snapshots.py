@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from asyncmig.bolt import BucketValue, Checkpoint, edit_buckets
@@ -15,14 +16,22 @@ from asyncmig.errors import LayoutError, printable
 from asyncmig.sorting import sorted_in_steps
 from asyncmig.stores.fanout import Progress, no_progress
 from asyncmig.stores.offline import codec
+from asyncmig.stores.offline.directories import TREES, missing_of
 from asyncmig.stores.offline.entries import EntryReader, by_key, label_edit
 from asyncmig.stores.offline.files import SNAPSHOTS, VERSION, OfflineFiles, label_values, update, view
+from asyncmig.stores.offline.roots import kept_besides
 from asyncmig.stores.offline.scan import Scan, share_of
-from asyncmig.stores.ports import Kind, SnapshotInfo
+from asyncmig.stores.ports import Kept, Kind, Resource, SnapshotInfo
 
 _NAME = b"name"
 _KIND = b"kind"
 _PARENT = b"parent"
+_ID = b"id"
+"""The name of the directory; a number."""
+_SIZE = b"size"
+"""Recorded when a snapshot is committed."""
+_LOOKS_AT_ONCE = 8192
+"""Directories whose paths are held at a time; a million would take as much memory as all the rest."""
 _INHERITED_PREFIX = "containerd.io/snapshot/"
 _INHERITED_LABEL = "containerd.io/snapshot.ref"
 
@@ -161,6 +170,71 @@ class OfflineSnapshots:
                     if fault is not None:
                         found.faults[key] = fault
         return found
+
+    # -- what only a check looks at
+
+    async def missing_directories(self, names: Sequence[str]) -> Mapping[str, str] | None:
+        """One look at each directory.
+
+        Raises :class:`StoreError` for one that can't be looked at, be it for a missing permission or a bad disk.
+        """
+        return await in_thread(self._missing_directories, names)
+
+    def _missing_directories(self, checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, str] | None:
+        tree = TREES.get(self._snapshotter)
+        if tree is None:
+            return None
+        place = os.path.join(os.path.dirname(self._files.backend_path), "snapshots")
+        numbers = self._numbers(checkpoint, names, _ID, codec.decode_uvarint)
+        missing: dict[str, str] = {}
+        paths: dict[str, str] = {}
+        for name, number in stepping(checkpoint, numbers.items()):
+            if number:  # an entry without leads nowhere that could be looked at
+                paths[name] = os.path.join(place, str(number), tree).rstrip("/")
+            if len(paths) == _LOOKS_AT_ONCE:
+                missing.update(missing_of(checkpoint, paths))
+                paths.clear()
+        missing.update(missing_of(checkpoint, paths))
+        drop(checkpoint, numbers)
+        return missing
+
+    async def recorded_sizes(self, names: Sequence[str]) -> Mapping[str, int]:
+        """What the snapshotter has recorded of those that are committed."""
+        return await in_thread(self._numbers, names, _SIZE, codec.decode_varint)
+
+    def _numbers(
+        self, checkpoint: Checkpoint, names: Sequence[str], field: bytes, decode: Callable[[bytes], int]
+    ) -> dict[str, int]:
+        """A field of the snapshots in the snapshotter's database, where they have it."""
+        if not names:
+            return {}
+        wanted = set(stepping(checkpoint, names))
+        scan = self._scanned(checkpoint)
+        by_backend_key = {}
+        for name, key in stepping(checkpoint, zip(scan.facts, self._backend_keys, strict=True)):
+            if name in wanted:
+                by_backend_key[key] = name
+        found: dict[str, int] = {}
+        with view(self._files.backend) as tx:
+            snapshots = tx.path_bucket(VERSION, SNAPSHOTS) if tx and by_backend_key else None
+            if tx is None or snapshots is None:
+                return found
+            read = EntryReader(tx, self._files.backend_path, "snapshot", field)
+            for key, value in stepping(checkpoint, snapshots.entries()):
+                if key in by_backend_key and type(value) is BucketValue and (raw := read(key, value)[0][0]):
+                    found[by_backend_key[key]] = decode(raw)
+        return found
+
+    async def kept_besides(self, roots: Sequence[Resource]) -> Kept | None:
+        """From one read transaction, which is the whole state: containerd is stopped."""
+        return await in_thread(self._kept_besides, roots)
+
+    def _kept_besides(self, checkpoint: Checkpoint, roots: Sequence[Resource]) -> Kept:
+        with view(self._files.metadata) as tx:
+            space = tx.path_bucket(VERSION, self._files.namespace) if tx else None
+            if space is None:
+                return Kept(set(), set())
+            return kept_besides(checkpoint, space, self._snapshotter, roots)
 
     # -- changing labels
 
