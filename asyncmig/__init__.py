@@ -4,7 +4,7 @@
 """
 
 from asyncmig._version import __version__
-from asyncmig.api import Options, migrate, plan, rollback, verify
+from asyncmig.api import Options, find_caches, migrate, plan, rollback, verify
 from asyncmig.audit.findings import Finding, Verification
 from asyncmig.buildkit.changes import IndexChange, RecordChange
 from asyncmig.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "UntrustedError",
     "Verification",
     "__version__",
+    "find_caches",
     "migrate",
     "plan",
     "rollback",

@@ -106,6 +106,17 @@ def _checked(path: StrPath, options: Options | None, progress: Progress | None) 
     return options if options is not None else Options()
 
 
+async def find_caches(path: StrPath) -> list[str]:
+    """The worker directories that ``path`` means: itself, or those that hold a cache in the BuildKit root that it is.
+
+    Of a root, those of interrupted runs come first.  The other entry points act on one cache, and refuse a root that holds
+    several; call them for each.  Raises :class:`LayoutError` for what can't be looked into.
+    """
+    with _understood():
+        caches = await _imported("caches")
+        return await in_thread(lambda checkpoint: list(caches.find_caches(checkpoint, path).caches))
+
+
 @contextmanager
 def _understood() -> Iterator[None]:
     """Make an error of ours of what Python raises when the process lacks memory, threads or files."""
@@ -124,4 +135,4 @@ async def _imported(run: str) -> ModuleType:
     return await in_thread(lambda _: import_module(f"asyncmig.runs.{run}"))
 
 
-__all__ = ["Options", "migrate", "plan", "rollback", "verify"]
+__all__ = ["Options", "find_caches", "migrate", "plan", "rollback", "verify"]

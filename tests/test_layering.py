@@ -28,7 +28,7 @@ ALLOWED = {
     "audit": {"_version", "bolt", "buildkit", "concurrency", "errors", "migration", "stores.ports"},
     "runs": {"audit", "bolt", "buildkit", "concurrency", "errors", "layouts", "migration", "stores.fanout"},
     "api": {"audit", "concurrency", "errors", "migration", "runs"},
-    "cli": {"", "_version", "api", "audit", "bolt", "buildkit", "errors", "layouts", "migration", "synth"},
+    "cli": {"", "_version", "api", "audit", "bolt", "buildkit", "errors", "layouts", "migration", "runs.caches", "synth"},
     "__main__": {"cli"},
     "__init__": {"_version", "api", "audit", "buildkit", "errors", "migration"},
 }

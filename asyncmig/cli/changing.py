@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from asyncmig.cli.progress import show_progress
-from asyncmig.cli.reports import failure, goes_to_output, print_json, write_report
+from asyncmig.cli.reports import Reports, failure
 from asyncmig.cli.run import run
 from asyncmig.errors import AsyncmigError, IncompleteMigrationError, IncompleteRollbackError
 from asyncmig.migration.report import Report
 
 
 def run_reporting(
-    function: Callable[..., Awaitable[Report]], *args: object, report: str | None, progress: str, backend: str
+    function: Callable[..., Awaitable[Report]], *args: object, reports: Reports, progress: str, backend: str
 ) -> Report:
-    """Run ``function(*args, progress=...)``; its report, or its error, goes into the file ``report`` as well."""
+    """Run ``function(*args, progress=...)``; its report, or its error, is added to ``reports`` as well."""
     try:
         with show_progress(progress) as shown:
             result = run(partial(function, *args, progress=shown), backend=backend, on_signal=shown.interrupted)
     except Exception as error:
         if isinstance(error, AsyncmigError) and not isinstance(error, IncompleteMigrationError | IncompleteRollbackError):
             error.add_note("nothing was changed")
-        write_report(report, failure(error))
-        if goes_to_output(report):
-            with contextlib.suppress(OSError):  # the error is told anyway
-                print_json(failure(error))
+        reports.add(failure(error))
         raise
-    write_report(report, result.to_dict())
+    reports.add(result.to_dict())
     return result

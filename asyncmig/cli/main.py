@@ -13,19 +13,12 @@ from typing import NoReturn, TextIO
 import click
 
 from asyncmig._version import __version__
-from asyncmig.cli.errors import Interrupted, OutputError
+from asyncmig.cli.errors import EXIT_FAILED, Interrupted, OutputError, complain, exit_code_of
 from asyncmig.errors import (
-    MORE_MEMORY,
     AsyncmigError,
-    IncompleteMigrationError,
-    IncompleteRollbackError,
     OptionError,
-    described,
-    printable,
 )
 
-EXIT_FAILED = 1
-EXIT_INCOMPLETE = 4
 EXIT_OUTPUT = os.EX_IOERR
 
 _EPILOG = """\b
@@ -97,20 +90,20 @@ def main() -> NoReturn:
         code = 0  # click's end, with another code, where the reader of a help text has seen enough
     except (click.Abort, KeyboardInterrupt):
         code = 128 + signal.SIGINT
-        _complain("SIGINT: stopped")
+        complain("SIGINT: stopped")
     except Interrupted as interrupted:
         code = 128 + interrupted.signal
-        _complain(interrupted)
+        complain(interrupted)
     except OutputError as error:
         code = EXIT_OUTPUT
-        _complain(error)
+        complain(error)
     except AsyncmigError as error:
-        code = EXIT_INCOMPLETE if isinstance(error, IncompleteMigrationError | IncompleteRollbackError) else EXIT_FAILED
-        _complain(error)
+        code = exit_code_of(error)
+        complain(error)
     except (MemoryError, OSError, ImportError, SystemError) as error:
         # What is short before a verb begins: files to load a command from, or memory for it.
         code = EXIT_FAILED
-        _complain(error)
+        complain(error)
     _settle(sys.stdout)
     _settle(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
@@ -137,20 +130,6 @@ def _usage_errors() -> Iterator[None]:
         from asyncmig.cli.options import name_of  # noqa: PLC0415  (it takes as long to import as the rest of the start)
 
         raise click.UsageError(f"{' and '.join(map(name_of, error.names))} {error.cause}") from None
-
-
-_NO_MEMORY = f"asyncmig: {MORE_MEMORY}\n".encode()
-"""Made beforehand: there may be too little left to escape and join a text in, for the caught error holds all that there was."""
-
-
-def _complain(error: BaseException | str) -> None:
-    with contextlib.suppress(OSError):
-        try:
-            text = error if isinstance(error, str) else "\n".join((described(error), *getattr(error, "__notes__", ())))
-            first, *notes = map(printable, text.split("\n"))
-            click.echo("\n".join((f"asyncmig: {first}", *notes)), err=True)
-        except MemoryError:
-            os.write(2, _NO_MEMORY)
 
 
 def _settle(stream: TextIO | None) -> None:

@@ -80,6 +80,11 @@ drop_limit_option = click.option(
 
 _CACHE = (
     click.argument("path", type=PATH),
+    click.option(
+        "--worker",
+        metavar="NAME",
+        help="Act on this worker directory in PATH alone.  Default: on every one that holds a cache, one after the other.",
+    ),
     click.option("--layout", type=click.Choice(LAYOUTS), default="auto", show_default=True, help="The kind of cache."),
     click.option("--snapshotter", metavar="NAME", help="Name of the snapshotter.  Default: derived from the directory name."),
     click.option(

@@ -27,11 +27,6 @@ def goes_to_output(path: str | None) -> bool:
     return path in _OUTPUT
 
 
-def print_json(content: dict[str, object]) -> None:
-    """Print a report."""
-    click.echo(json.dumps(content, indent=2))
-
-
 def check_report_path(path: str | None) -> None:
     """Refuse a report that can't be written, or that would replace something else, before anything is migrated."""
     if path is None or goes_to_output(path):
@@ -66,10 +61,40 @@ def _is_report(path: str) -> bool:
         return False
 
 
-def write_report(path: str | None, content: dict[str, object]) -> None:
-    """Write the report, if one is wanted in a file; what fails is only warned of, because the work is done."""
-    if path is None or goes_to_output(path):
-        return
+class Reports:
+    """The reports of a command, one a cache, for ``path``, if one is wanted.
+
+    One report is an object as it is; several are an object with a list of them in ``caches``.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self._contents: list[dict[str, object]] = []
+
+    @property
+    def go_to_output(self) -> bool:
+        """Whether they go to standard output, and no text with them."""
+        return goes_to_output(self.path)
+
+    def add(self, content: dict[str, object]) -> None:
+        """Add one; the file is written anew each time, so that it has what is done already if the next one fails."""
+        self._contents.append(content)
+        if self.path is not None and not self.go_to_output:
+            write_report(self.path, self._whole())
+
+    def end(self) -> None:
+        """Print them, if they go to standard output.  Raises :class:`OSError`."""
+        if self.go_to_output and self._contents:
+            click.echo(json.dumps(self._whole(), indent=2))
+
+    def _whole(self) -> dict[str, object]:
+        if len(self._contents) == 1:
+            return self._contents[0]
+        return {**versions(), "caches": self._contents}
+
+
+def write_report(path: str, content: dict[str, object]) -> None:
+    """Write it into a file; what fails is only warned of, because the work is done."""
     try:
         _replace(path, content)
     except (OSError, MemoryError) as error:

@@ -14,6 +14,8 @@ from rich.filesize import decimal as size_text
 
 import asyncmig
 from asyncmig.audit.findings import Finding, NoteCode, Verification
+from asyncmig.cli.each import act_on_each, caches_of
+from asyncmig.cli.errors import EXIT_FINDINGS
 from asyncmig.cli.options import cache_options, check_not_empty, running_options
 from asyncmig.cli.output import say, writing_output
 from asyncmig.cli.progress import show_progress
@@ -23,7 +25,6 @@ from asyncmig.migration.report import Note
 
 Item = TypeVar("Item", Finding, Note)
 
-EXIT_FINDINGS = 3
 _MOST = 5
 """Findings of one kind that are shown."""
 
@@ -48,7 +49,7 @@ _SUMMARIES = {
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Name everything that was found, not only a few of each kind.")
 @running_options
-def verify(path: str, as_json: bool, verbose: bool, progress: str, backend: str, **options: Any) -> int:
+def verify(path: str, worker: str | None, as_json: bool, verbose: bool, progress: str, backend: str, **options: Any) -> int:
     """Check the v2 cache at PATH, migrated or not.  Change nothing.
 
     Checks that BuildKit would load every record, that its data exists and its lease protects it, that chain IDs, sizes,
@@ -59,15 +60,25 @@ def verify(path: str, as_json: bool, verbose: bool, progress: str, backend: str,
     in a containerd it may belong to others.  Notes don't change the exit code.
     """
     check_not_empty(path=path, containerd_root=options["containerd_root"])
-    with show_progress(progress) as shown:
-        function = partial(asyncmig.verify, path, asyncmig.Options(**options), progress=shown)
-        result = run(function, backend=backend, on_signal=shown.interrupted)
-    with writing_output():
+    caches = caches_of(path, worker, options)
+    results: list[dict[str, Any]] = []
+
+    def verify_one(cache: str) -> int:
+        with show_progress(progress) as shown:
+            function = partial(asyncmig.verify, cache, asyncmig.Options(**options), progress=shown)
+            result = run(function, backend=backend, on_signal=shown.interrupted)
         if as_json:
-            click.echo(json.dumps(result.to_dict()))
+            results.append(result.to_dict())
         else:
-            _print(result, verbose=verbose)
-    return 0 if result.clean else EXIT_FINDINGS
+            with writing_output():
+                _print(result, verbose=verbose)
+        return 0 if result.clean else EXIT_FINDINGS
+
+    code = act_on_each(caches, verify_one)
+    if as_json:
+        with writing_output():
+            click.echo(json.dumps({"caches": results} if len(caches) > 1 else results[0]))
+    return code
 
 
 def _print(result: Verification, *, verbose: bool) -> None:

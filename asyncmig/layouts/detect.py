@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 
-from asyncmig.errors import LayoutError, StrPath, printable, reason
+from asyncmig.errors import LayoutError, StrPath, printable
 from asyncmig.layouts.containerd import ContainerdLayout
 from asyncmig.layouts.layout import DEFAULT_NAMESPACE, DOCKER_SNAPSHOTS, NO_DOCKER, V1, V2, Layout
 from asyncmig.layouts.oci import CONTAINERD_META, OciLayout
 from asyncmig.layouts.paths import exists, is_directory
+from asyncmig.layouts.workers import WORKER_NAME, find_workers
 
-_WORKER_NAME = re.compile(r"(runc|containerd)-(.+)")
 LAYOUTS = ("auto", OciLayout.name, ContainerdLayout.name)
 
 
@@ -42,7 +42,7 @@ def find_layout(
     directory = os.path.abspath(os.fspath(path))
     if not is_directory(directory):
         raise LayoutError(f"{printable(directory)}: {_instead_of_a_file(directory)}")
-    if not _is_worker(directory):
+    if not is_worker(directory):
         directory = _only_worker(directory, is_named=layout != "auto")
     worker, *links = _places(directory)
     match = _match_name(worker, *links)
@@ -79,7 +79,7 @@ def _places(path: str) -> list[str]:
 
 def _match_name(*places: str) -> re.Match[str] | None:
     """The first name that tells kind and snapshotter."""
-    return next((match for place in places if (match := _WORKER_NAME.fullmatch(os.path.basename(place)))), None)
+    return next((match for place in places if (match := WORKER_NAME.fullmatch(os.path.basename(place)))), None)
 
 
 def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
@@ -92,28 +92,26 @@ def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
     )
 
 
-def _is_worker(directory: str) -> bool:
+def is_worker(directory: str) -> bool:
+    """Whether it is a worker directory, and no BuildKit root, by what it holds or by its name."""
     files = (V1, V2, CONTAINERD_META)
     return any(exists(os.path.join(directory, name)) for name in files) or _match_name(*_places(directory)) is not None
 
 
 def _only_worker(root: str, *, is_named: bool) -> str:
     """The cache below ``root``.  If the user has named the layout, a directory without any is taken for an empty worker."""
-    try:
-        with os.scandir(root) as entries:
-            workers = sorted(e.path for e in entries if _WORKER_NAME.fullmatch(e.name) and e.is_dir())
-    except OSError as error:
-        raise LayoutError(f"{printable(root)}: cannot look into it: {reason(error)}") from error
+    found = find_workers(root)
     if exists(os.path.join(root, "buildkit", DOCKER_SNAPSHOTS)):
         raise LayoutError(f"{printable(root)}: {NO_DOCKER}")
-    if not workers and is_named:
+    if len(found.caches) > 1:
+        raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(found.caches)}")
+    if not found.caches and found.copies:
+        raise LayoutError(f"{printable(root)}: holds no cache that a daemon uses; passed over: {'; '.join(found.passed_over)}")
+    if found.caches or found.empty:
+        return (found.caches or found.empty)[0]
+    if is_named:
         return root
-    if not workers:
-        raise LayoutError(f"{printable(root)}: no BuildKit cache here; {_instead_of_a_directory(root)}")
-    unmigrated = [w for w in workers if exists(os.path.join(w, V1)) and not exists(os.path.join(w, V2))]
-    if len(unmigrated) > 1:
-        raise LayoutError(f"{printable(root)}: holds several caches, name one of them: {_names(unmigrated)}")
-    return (unmigrated or workers)[0]
+    raise LayoutError(f"{printable(root)}: no BuildKit cache here; {_instead_of_a_directory(root)}")
 
 
 # -- which directory to name instead
@@ -158,7 +156,7 @@ def _roots_below(path: str) -> list[str]:
 
 
 def _names_of_workers(root: str) -> list[str]:
-    return [name for name in _subdirectories(root) if _WORKER_NAME.fullmatch(name)]
+    return [name for name in _subdirectories(root) if WORKER_NAME.fullmatch(name)]
 
 
 def _subdirectories(path: str) -> list[str]:

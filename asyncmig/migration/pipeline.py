@@ -172,7 +172,8 @@ class Pipeline:
         missing, snapshots = self._directories
         if missing * 100 > limit * snapshots:
             raise DropLimitError(
-                f"{path}: {missing} of {counted(snapshots, 'snapshot')} ({missing * 100 / snapshots:.1f} %) have no directory on "
+                f"{path}: {missing} of {counted(snapshots, 'snapshot')} ({missing * 100 / snapshots:.1f} %) have "
+                "no directory on "
                 f"disk; the limit is {limit:g} % (--max-dropped). Is the volume with the snapshots mounted?"
             )
         if cache.semantics.repairs and limit < 100 and not self._read_count and self._orphans:

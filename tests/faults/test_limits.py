@@ -14,7 +14,7 @@ import pytest
 
 import asyncmig
 from asyncmig import IncompleteMigrationError, IncompleteRollbackError, ResourceError
-from asyncmig.cli import main
+from asyncmig.cli import errors, main
 from asyncmig.errors import described, lack_of_resources
 from asyncmig.migration import pipeline
 from asyncmig.runs import migrate
@@ -114,7 +114,7 @@ def test_too_little_memory_to_complain(monkeypatch: pytest.MonkeyPatch, capfd: p
     def run_out(*_: object, **__: object) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(main, "printable", run_out)
+    monkeypatch.setattr(errors, "printable", run_out)
     monkeypatch.setattr(main, "_imported", run_out)
     monkeypatch.setattr(sys, "argv", ["asyncmig", "plan", "/nowhere"])
     with pytest.raises(SystemExit) as ended:
@@ -133,9 +133,9 @@ def test_too_little_memory_to_complain_half_way(
     def fail(*_: object) -> str:
         raise kind("protect", MemoryError())
 
-    monkeypatch.setattr(main, "printable", run_out)
+    monkeypatch.setattr(errors, "printable", run_out)
     monkeypatch.setattr(main, "_imported", fail)
     monkeypatch.setattr(sys, "argv", ["asyncmig", "migrate", "/nowhere"])
     with pytest.raises(SystemExit) as ended:
         main.main()
-    assert ended.value.code == main.EXIT_INCOMPLETE
+    assert ended.value.code == errors.EXIT_INCOMPLETE

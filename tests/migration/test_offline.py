@@ -264,6 +264,7 @@ async def test_a_stopped_containerd_has_the_stores(tmp_path: Path, monkeypatch: 
     (root / "io.containerd.snapshotter.v1.overlayfs").mkdir()
     shutil.move(worker / "containerdmeta.db", root / "io.containerd.metadata.v1.bolt" / "meta.db")
     shutil.move(worker / "snapshots" / "metadata.db", root / "io.containerd.snapshotter.v1.overlayfs" / "metadata.db")
+    shutil.move(worker / "snapshots" / "snapshots", root / "io.containerd.snapshotter.v1.overlayfs")
     shutil.move(worker / "content", root / "io.containerd.content.v1.content")
     with pytest.raises(ContainerdUnavailableError, match=r"nowhere\.sock.*--containerd-root"):
         await asyncmig.migrate(worker)
@@ -282,7 +283,7 @@ async def test_a_stopped_containerd_has_the_stores(tmp_path: Path, monkeypatch: 
 async def test_a_path_that_is_no_cache(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="no BuildKit cache here"):
         await asyncmig.migrate(tmp_path)
-    with pytest.raises(LayoutError, match="missing: no such directory"):
+    with pytest.raises(LayoutError, match="missing: there is no such directory"):
         await asyncmig.migrate(tmp_path / "missing")
 
 
@@ -568,7 +569,8 @@ async def test_several_caches_below_one_root_must_be_told_apart(tmp_path: Path) 
     with pytest.raises(LayoutError, match="runc-native, runc-overlayfs"):
         await asyncmig.migrate(tmp_path)
     await asyncmig.migrate(tmp_path / "runc-native")
-    assert (await asyncmig.migrate(tmp_path)).path.endswith("runc-overlayfs")
+    with pytest.raises(LayoutError, match="runc-native, runc-overlayfs"):
+        await asyncmig.migrate(tmp_path)  # the same words mean the same cache, or none, whatever is migrated already
 
 
 async def test_a_docker_cache_is_recognised(worker: Path) -> None:
