@@ -1,7 +1,7 @@
-"""What of a cache may be touched: which links, which kinds of files, whose.
+"""Which files of a cache may be touched, by links, kinds of files and owners.
 
-See docs/decisions/0009-trust.md for the rules and their reasons.  What is checked here by name is opened later, so
-:func:`check_owners` sees to it that nobody else can put something else there in between.
+docs/decisions/0009-trust.md has the rules and their reasons.  These functions check names, and the files are opened later.
+:func:`check_owners` makes sure that nobody else can put another file there in between.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _KINDS = {
 
 
 def check_links(layout: Layout) -> None:
-    """Raise :class:`UntrustedError` for what is no file of the cache's own: a link, a pipe, a directory in its place.
+    """Raise :class:`UntrustedError` if a link, a pipe or a directory is in the place of a file of the cache.
 
-    For whatever is to be done, reading included.  Blocking, but never waits for the other end of a pipe.
+    Every command calls this, even one that only reads.  Blocks, but never waits for the other end of a pipe.
     """
     for root, path in _files(layout):
         _check_way(root, os.path.dirname(path))
@@ -35,7 +35,7 @@ def check_links(layout: Layout) -> None:
     for temporary in layout.temporary:
         status = _look(temporary)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            raise UntrustedError(f"{printable(temporary)}: a directory, where a file is to be written; move it away")
+            raise UntrustedError(f"{printable(temporary)}: a directory, but asyncmig has to write a file there; move it away")
     if not layout.address:
         for algorithm in ("sha256", "sha384", "sha512"):
             _check_way(layout.root, os.path.join(layout.content_directory, "blobs", algorithm))
@@ -46,9 +46,9 @@ def check_links(layout: Layout) -> None:
 
 
 def check_owners(layout: Layout) -> None:
-    """Raise :class:`UntrustedError` where somebody else could meddle with what is about to be changed, or has a copy of it.
+    """Raise :class:`UntrustedError` if others could tamper with what is about to be changed, or if a hard link shares it.
 
-    To be called after :func:`check_links`.
+    Call it after :func:`check_links`.
     """
     for _, path in _files(layout):
         status = _look(path)
@@ -64,7 +64,7 @@ def check_owners(layout: Layout) -> None:
 
 
 def _files(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Everything that is opened, each with the directory out of which no link may lead."""
+    """Every file that is opened, each after the directory that no link may lead out of."""
     for path in (layout.v1, layout.v2, layout.journal):
         yield layout.directory, path
     for path in layout.edited:
@@ -72,7 +72,7 @@ def _files(layout: Layout) -> Iterator[tuple[str, str]]:
 
 
 def _written(layout: Layout) -> Iterator[str]:
-    """The directories in which something is made or edited."""
+    """The directories in which files are created or edited."""
     directories = [layout.directory, *(os.path.dirname(path) for path in layout.edited)]
     yield from dict.fromkeys(map(os.path.realpath, directories))
 
@@ -83,14 +83,14 @@ def _look(path: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise LayoutError(f"{printable(path)}: cannot look: {error.strerror}") from error
+        raise LayoutError(f"{printable(path)}: cannot look at it: {error.strerror}") from error
 
 
 # -- links and kinds
 
 
 def _check_way(root: str, directory: str) -> None:
-    """No link on the way from ``root`` to ``directory``, both without links above, may lead out of ``root``."""
+    """Raise if a link on the way from ``root`` to ``directory`` leads out of ``root``.  There are no links above ``root``."""
     place = root
     for name in os.path.relpath(directory, root).split(os.sep):
         place = os.path.join(place, name)
@@ -102,18 +102,19 @@ def _check_way(root: str, directory: str) -> None:
             if os.path.commonpath([os.path.realpath(root), real]) != os.path.realpath(root):
                 raise UntrustedError(
                     f"{printable(place)}: a symbolic link to {printable(os.readlink(place))}, which is not in "
-                    f"{printable(root)}; no link is followed out of it: put the directory itself there (mv, or mount --bind)"
+                    f"{printable(root)}; asyncmig does not follow links out of it: put the directory itself there "
+                    "(mv, or mount --bind)"
                 )
             status = _look(real)
         if status is not None and not stat.S_ISDIR(status.st_mode):
-            raise UntrustedError(f"{printable(place)}: not a directory")
+            raise UntrustedError(f"{printable(place)}: not a directory; put the cache's own directory back")
 
 
 def _check_kind(path: str, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise UntrustedError(
-            f"{printable(path)}: a symbolic link to {printable(os.readlink(path))}; no link is followed to a file of a cache: "
-            "put the file itself there, or name the directory that it lies in"
+            f"{printable(path)}: a symbolic link to {printable(os.readlink(path))}; asyncmig does not follow links to files of "
+            "a cache: put the file itself there, or give the directory that holds the file"
         )
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -130,40 +131,42 @@ def _trusted() -> set[int]:
 def _check_owner(path: str, status: os.stat_result, trusted: set[int]) -> None:
     if status.st_uid not in trusted:
         raise UntrustedError(
-            f"{printable(path)}: belongs to uid {status.st_uid}, and this is uid {os.geteuid()}: a user could change it "
-            f"meanwhile. If that user's daemon has made the cache, run asyncmig as uid {status.st_uid}; if not, chown it to "
-            f"uid {os.geteuid()}"
+            f"{printable(path)}: belongs to uid {status.st_uid}, but asyncmig runs as uid {os.geteuid()}: that user could "
+            f"change it meanwhile. If a daemon of that user made the cache, run asyncmig as uid {status.st_uid}; otherwise "
+            f"chown it to uid {os.geteuid()}"
         )
     if status.st_mode & stat.S_IWOTH:
-        raise UntrustedError(f"{printable(path)}: everybody may write to it, and could change it meanwhile; chmod o-w it")
+        raise UntrustedError(
+            f"{printable(path)}: everybody may write to it, so any user could change it meanwhile; run chmod o-w on it"
+        )
 
 
 def _check_names(path: str, status: os.stat_result) -> None:
     if status.st_nlink > 1:
         name = printable(path)
         raise UntrustedError(
-            f"{name}: has {status.st_nlink} names (hard links), as cp -al and rsync --link-dest make them for backups; it is "
-            f"edited in place, and the others would change with it. Make it a file of its own: cp -p {name} {name}.own && "
-            f"mv {name}.own {name}"
+            f"{name}: has {status.st_nlink} names (hard links), probably made for a backup by cp -al or rsync --link-dest. "
+            f"asyncmig edits the file in place, which would change the backup, too. Make it a file of its own: "
+            f"cp -p {name} {name}.own && mv {name}.own {name}"
         )
 
 
 def _check_ancestors(directory: str) -> None:
-    """Who may write to a directory may replace what is in it, unless it is sticky, as /tmp is."""
-    # In a user namespace the owner of the root directory is nobody; whoever it is has everything below it in hand.
+    """Raise if somebody else may write to a directory above: he could replace what is in it, unless it is sticky like /tmp."""
+    # In a user namespace the owner of "/" is nobody.  Trust the owner, whoever it is: he controls everything below anyway.
     top = _look("/")
     trusted = _trusted() | {top.st_uid if top else 0}
     place = os.path.dirname(directory)
     while status := _look(place):
         if status.st_uid not in trusted:
             raise UntrustedError(
-                f"{printable(place)}: belongs to uid {status.st_uid}, who could replace {printable(directory)} in it "
-                f"meanwhile; run asyncmig as uid {status.st_uid} if the cache is that user's, or chown the directory"
+                f"{printable(place)}: belongs to uid {status.st_uid}, who could replace {printable(directory)} meanwhile; "
+                f"if the cache belongs to that user, run asyncmig as uid {status.st_uid}; otherwise chown the directory"
             )
         if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
             raise UntrustedError(
-                f"{printable(place)}: everybody may write to it, and could replace {printable(directory)} in it meanwhile; "
-                "chmod o-w it (or +t, as for /tmp)"
+                f"{printable(place)}: everybody may write to it, so any user could replace {printable(directory)} meanwhile; "
+                "run chmod o-w on it (or chmod +t, as for /tmp)"
             )
         if place == os.path.dirname(place):
             return

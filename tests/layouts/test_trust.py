@@ -281,7 +281,7 @@ async def test_what_is_no_file_is_never_waited_for(verb: str, fresh: Fresh, tmp_
 @pytest.mark.parametrize("name", ["metadata_v2.db.tmp", "metadata_v2.db.journal.tmp"])
 async def test_a_directory_in_place_of_a_temporary_file(name: str, worker: Path, tmp_path: Path) -> None:
     as_directory(worker / name)
-    await refuses("migrate", worker, f"{worker / name}: a directory, where a file is to be written", inside=tmp_path)
+    await refuses("migrate", worker, f"{worker / name}: a directory, but asyncmig has to write a file there", inside=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
@@ -356,7 +356,7 @@ async def test_somebody_else_s_files_are_not_touched(verb: str, fresh: Fresh, tm
             continue
         os.chown(path, SOMEBODY, -1)
         words = (
-            f"{path}: belongs to uid {SOMEBODY}, and this is uid 0",
+            f"{path}: belongs to uid {SOMEBODY}, but asyncmig runs as uid 0",
             f"run asyncmig as uid {SOMEBODY}",
             "chown it to uid 0",
         )
@@ -393,7 +393,7 @@ async def test_what_everybody_may_write_to_is_refused(verb: str, fresh: Fresh, t
         if name == ".." and sticky:
             assert await call(verb, worker)  # as in /tmp, where nobody can move what is another's
         else:
-            await refuses(verb, worker, f"{path}: everybody may write to it", "chmod o-w it", inside=tmp_path)
+            await refuses(verb, worker, f"{path}: everybody may write to it", "run chmod o-w on it", inside=tmp_path)
 
 
 @pytest.mark.usefixtures("as_root")
