@@ -162,11 +162,11 @@ _NO_MEMORY = {
     ImportError: re.compile("failed to map segment|[Cc]annot allocate memory"),
     SystemError: re.compile("without setting an exception|without exception set"),
 }
-"""What the dynamic linker says for want of memory, and what Python says if it could not even raise a MemoryError."""
+"""What the dynamic linker says when memory runs out, and what Python says if it could not even raise a MemoryError."""
 
 
 def lack_of_resources(error: BaseException) -> str:
-    """What the process lacked, with the remedy, if ``error`` was raised for want of it; otherwise ""."""
+    """What the process lacked, with the remedy, if that lack has caused ``error``; otherwise ""."""
     if isinstance(error, MemoryError):
         return MORE_MEMORY
     if isinstance(error, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""Standard output where it is what a command is for."""
+"""Standard output of commands whose purpose is to print something."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from asyncmig.errors import printable
 
 
 def say(line: str) -> None:
-    """Print a line of text.  What comes from files has been escaped where it was put into it; what was forgotten is here."""
+    """Print a line of text.
+
+    Callers have already escaped text that comes from files; escaping the whole line catches what they forgot.
+    """
     click.echo(printable(line))
 
 
 @contextmanager
 def writing_output() -> Iterator[None]:
-    """Raise :class:`OutputError` for what the block can't write to standard output, which is flushed at its end.
+    """Raise :class:`OutputError` if the block can't write to standard output.  Flushes it at the end.
 
-    The reader of a pipe (head, less) may have seen enough: that ends the block and is no error.
+    The reader of a pipe (head, less) may close it early: that ends the block and is not an error.
     """
     try:
         yield
@@ -36,6 +39,6 @@ def writing_output() -> Iterator[None]:
 
 def binary_output() -> BinaryIO:
     """Standard output for bytes.  Raises :class:`OutputError` if it is closed."""
-    if sys.stdout is None:  # what Python makes of a stream that was closed before it started
+    if sys.stdout is None:  # Python does this if the stream was closed before Python started
         raise OutputError("it is closed")
     return sys.stdout.buffer
