@@ -137,7 +137,7 @@ class IncompleteMigrationError(AsyncmigError):
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"stage {stage}: {described(cause)}. "
-            "The migration is incomplete; no data is lost. Remove the cause and run the same command again"
+            "The migration is incomplete; no data is lost. Remove the cause and run the migration again"
         )
         self.stage = stage
 
@@ -152,7 +152,7 @@ class IncompleteRollbackError(AsyncmigError):
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"stage {stage}: {described(cause)}. "
-            "The rollback is incomplete; no data is lost. Remove the cause and run the same command again"
+            "The rollback is incomplete; no data is lost. Remove the cause and run the rollback again"
         )
         self.stage = stage
 

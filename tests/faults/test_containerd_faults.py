@@ -183,7 +183,7 @@ async def test_a_containerd_that_stays_away(
     assert (worker / "metadata_v2.db").exists() is is_published
     assert not (worker / "metadata_v2.db.tmp").exists()
     if in_tail:
-        assert "run it again" in str(caught.value)
+        assert "run the migration again" in str(caught.value)
     daemon.start()
     if not in_tail:
         assert daemon.leases() == {}
@@ -329,7 +329,7 @@ async def test_a_containerd_that_stays_away_in_a_rollback(stage: Stage, done: in
     original = state_of(daemon)
     await asyncmig.migrate(worker, live(daemon))
     trouble = At(stage, daemon.kill, done=done)
-    with pytest.raises(IncompleteRollbackError, match=r"gave up after 0\.5 s.* run it again"):
+    with pytest.raises(IncompleteRollbackError, match=r"gave up after 0\.5 s.* run the rollback again"):
         await asyncmig.rollback(worker, live(daemon, timeout=0.5), progress=trouble)
     trouble.check()
     daemon.start()
