@@ -1,8 +1,8 @@
-"""Worker threads and sections that no cancellation can tear.
+"""Worker threads, and sections that no cancellation can interrupt.
 
 A shielded anyio scope alone is not enough for either.  ``Task.cancel()``, ``asyncio.timeout``, a failing sibling in
 ``asyncio.TaskGroup`` and Ctrl-C in the main task all interrupt code inside ``CancelScope(shield=True)``: asyncio's own
-cancellation knows nothing of anyio's scopes.  So the work runs in a task of its own that no caller holds, and the caller waits
+cancellation knows nothing of anyio's scopes.  So the work runs in a task of its own that no caller holds.  The caller waits
 for it, remembers a cancellation that arrives, and raises it again when the work has ended.
 """
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from asyncmig.bolt.walk import Checkpoint
 
 _YIELD_AFTER = 0.002
-"""Seconds after which a worker thread lets go of the interpreter lock of its own accord.
+"""Seconds after which a worker thread releases the interpreter lock of its own accord.
 
-Python takes it away only after 5 ms, and an embedding event loop would wait that long for each turn.  The thread gets it
-back after about 0.1 ms, what Linux makes of a sleep of no time at all, so more often would cost more than it gives.
+Python takes the lock away only after 5 ms, and an embedding event loop would wait that long for each turn.  The thread gets
+it back after about 0.1 ms, which is how long Linux takes for ``sleep(0)``; releasing it more often would cost more than it
+gains.
 """
 
 P = ParamSpec("P")
@@ -46,9 +47,9 @@ def _ignore() -> None:
 async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call ``function(checkpoint, *args, **kwargs)`` in a worker thread.
 
-    Cancellation of any kind makes the next ``checkpoint()`` in the thread raise, and is raised here once the function has
-    ended: a thread is never left behind to go on working.  If the function ends with a result or an error of its own all the
-    same, an error is raised in place of the cancellation, and a result is dropped.
+    Cancellation of any kind makes the next ``checkpoint()`` in the thread raise.  It is raised here only after the function
+    has ended: no thread goes on working behind the caller's back.  If the function fails with an error of its own meanwhile,
+    that error is raised instead of the cancellation; if it returns a result, the result is dropped.
     """
     stopped = False
     yield_at = 0.0
@@ -62,7 +63,7 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
         if stopped:
             raise _Stopped
         if perf_counter() >= yield_at:
-            sleep(0)  # lets go of the interpreter lock
+            sleep(0)  # releases the interpreter lock
             yield_at = perf_counter() + _YIELD_AFTER
 
     call = _Call(partial(function, checkpoint, *args, **kwargs))
@@ -71,8 +72,9 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
         try:
             return await anyio.to_thread.run_sync(call)
         except BaseException:
-            # Either the function has ended, or the event loop is being torn down (a second Ctrl-C under asyncio.run cancels
-            # every task) and the caller will close the thread's files in a moment: their numbers would be used again.
+            # Either the function has ended, or the event loop is being torn down: a second Ctrl-C under asyncio.run cancels
+            # every task.  Then the caller will soon close the files that the thread works on, and other files may get their
+            # numbers.  So stop the thread and wait for it.
             stop()
             call.wait()
             raise
@@ -81,7 +83,7 @@ async def in_thread(function: Callable[Concatenate[Checkpoint, P], T], *args: P.
 
 
 class _Call(Generic[T]):
-    """A function for a worker thread, and whether it has begun and ended."""
+    """A function for a worker thread; knows whether it has begun and whether it has ended."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -100,7 +102,7 @@ class _Call(Generic[T]):
             self._ended.set()
 
     def wait(self) -> None:
-        """Return when the function has ended; one that has not begun yet never will."""
+        """Wait until the function has ended.  If it has not begun yet, keep it from beginning and return at once."""
         with self._lock:
             self._abandoned = not self._begun
         if not self._abandoned:
@@ -108,9 +110,9 @@ class _Call(Generic[T]):
 
 
 def stepping(checkpoint: Checkpoint, items: Iterable[Item], progress: Callable[[int], None] | None = None) -> Iterator[Item]:
-    """The items, with a checkpoint before every 32nd and behind the last: for loops whose turns take some microseconds each.
+    """The items, with a checkpoint before every 32nd and after the last: for loops whose steps take a few microseconds each.
 
-    ``progress`` is called with the number of items dealt with since the last call.
+    ``progress`` is called with the number of items done since the last call.
     """
     count = 0
     for item in items:
@@ -128,10 +130,10 @@ def stepping(checkpoint: Checkpoint, items: Iterable[Item], progress: Callable[[
 
 
 def drop(checkpoint: Checkpoint, *collections: list[Any] | dict[Any, Any]) -> None:
-    """Empty the collections in parts.
+    """Empty the collections in small steps.
 
-    To free very many objects in one step, as Python does with a collection that nobody has any more, holds the interpreter
-    lock for 0.1 s a million or more, and an event loop would wait that long.
+    Python frees a collection that is no longer referenced in one step.  That holds the interpreter lock for 0.1 s per million
+    objects or more, and an event loop would have to wait that long.
     """
     for items in collections:
         while items:
@@ -146,17 +148,17 @@ def drop(checkpoint: Checkpoint, *collections: list[Any] | dict[Any, Any]) -> No
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, on_cancel: Callable[[], None] = _ignore) -> T:
     """Run ``work`` to its end, whatever cancels the caller.
 
-    ``on_cancel`` is called when a cancellation arrives meanwhile.  A native asyncio cancellation, a ``KeyboardInterrupt``, is
+    ``on_cancel`` is called when a cancellation arrives meanwhile.  A native asyncio cancellation or a ``KeyboardInterrupt`` is
     raised again when the work has ended; anyio's and trio's scopes deliver theirs at the next checkpoint anyway.  If the work
-    fails, its error is raised in place of the cancellation.
+    fails, its error is raised instead of the cancellation.
     """
     return await _supervise(work, on_cancel, shield=True)
 
 
 async def close_in_thread(close: Callable[[], None]) -> None:
-    """Call ``close`` in a worker thread, whatever cancels the caller.  It must bear being called twice.
+    """Call ``close`` in a worker thread, whatever cancels the caller.  ``close`` may be called twice.
 
-    An event loop that is being torn down begins nothing any more; then it is called here.
+    An event loop that is being torn down starts no new work; then ``close`` is called here, in the caller's thread.
     """
     try:
         await run_uncancellable(partial(in_thread, lambda _: close()))
@@ -197,8 +199,9 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
                         scope.shield = True
                         on_cancel()
                         if not begun:
-                            # trio may have let this task go first.  asyncio never does: there the event loop is being torn
-                            # down, which has cancelled the other task before its first step.  Nobody would set the event.
+                            # Under trio, this task may simply have run first.  asyncio never does that: there the event
+                            # loop is being torn down and has cancelled the other task before its first step, so nobody
+                            # will ever set the event.
                             with suppress(*cancelled):
                                 await anyio.lowlevel.cancel_shielded_checkpoint()
                             if not begun:
@@ -214,9 +217,9 @@ async def _supervise(work: Callable[[], Awaitable[T]], on_cancel: Callable[[], N
 
 
 def _not_interrupted(function: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Keep Ctrl-C out of it.
+    """Keep Ctrl-C out of ``function``.
 
-    trio raises KeyboardInterrupt in whatever code of a task it finds running, unless that is protected; then in the main task.
+    trio raises KeyboardInterrupt in whatever task is running.  If that task is protected, it raises it in the main task.
     """
     trio = sys.modules.get("trio")
     if trio is not None and anyio.get_cancelled_exc_class() is trio.Cancelled:

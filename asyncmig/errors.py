@@ -1,7 +1,7 @@
 """The exception tree.
 
-Every error of the package is an :class:`AsyncmigError`.  A message names the file, record or call it is about, says what is
-wrong and, where there is one, what to do about it.
+Every error of the package is an :class:`AsyncmigError`.  Its message names the file, record or call, says what is wrong and, if
+there is a remedy, names that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class OptionError(AsyncmigError, ValueError):
 class DatabaseError(AsyncmigError):
     """A bolt file could not be opened, read or written.
 
-    ``path`` is the file as the caller named it, ``cause`` one sentence without the path.
+    ``path`` is the file as the caller named it, ``cause`` is one sentence without the path.
     """
 
     def __init__(self, path: StrPath, cause: str) -> None:
@@ -100,7 +100,7 @@ _OF_CONTAINERD = re.compile(r"io\.containerd\..*")
 class DatabaseLockedError(DatabaseError):
     """Another process holds the file's ``flock``: almost always a daemon that is still running.
 
-    ``holder`` names it with its pid, "" where that could not be found out.
+    ``holder`` is the name and pid of the process, "" if asyncmig could not find them out.
     """
 
     def __init__(self, path: StrPath, holder: str = "") -> None:
@@ -110,25 +110,25 @@ class DatabaseLockedError(DatabaseError):
 
 
 class UncertainCommitError(DatabaseError):
-    """A commit failed so late that it is open whether it took effect.  The file is consistent either way."""
+    """A commit failed so late that nobody knows whether it took effect.  The file is consistent either way."""
 
 
 class BucketError(AsyncmigError):
-    """A bolt call that the data model forbids: a missing bucket, a key that is too long, a value where a bucket is."""
+    """A bolt call that the data model forbids: a missing bucket, a key that is too long, a value in place of a bucket."""
 
 
 class LayoutError(AsyncmigError):
-    """A directory is not a cache that can be migrated, or it cannot be told which one is meant."""
+    """A directory is not a cache that can be migrated, or it is not clear which cache is meant."""
 
 
 class UntrustedError(LayoutError):
-    """A file or directory of a cache is what a careful root must not touch: a link, a pipe, somebody else's."""
+    """A careful root must not touch a file or directory of a cache: it is a link or a pipe, or belongs to somebody else."""
 
 
 class RecordError(AsyncmigError):
     """One cache record cannot be migrated.  Raised before anything has been changed.
 
-    ``record`` is the record id, ``path`` the database it stands in.
+    ``record`` is the record's id, ``path`` the database that holds it.
     """
 
     def __init__(self, path: StrPath, record: str, cause: str) -> None:
@@ -143,17 +143,17 @@ class DropLimitError(AsyncmigError):
 
 
 class ResourceError(AsyncmigError):
-    """The process cannot have what it needs: memory, threads, open files.  Raised before anything has been changed."""
+    """The process lacks memory, threads or open files.  Raised before anything has been changed."""
 
 
 class StoreError(AsyncmigError):
-    """A content, snapshot or lease store did not do what it was asked."""
+    """A content, snapshot or lease store did not do what was asked of it."""
 
 
 class ContainerdError(StoreError):
-    """A running containerd refused a call, or answered what it must not.
+    """A running containerd refused a call, or gave an answer that it must not give.
 
-    ``address`` is its socket, ``call`` what was asked of it, ``cause`` one sentence with the remedy if there is one.
+    ``address`` is its socket, ``call`` what was asked of it, ``cause`` one sentence, with the remedy if there is one.
     """
 
     def __init__(self, address: str, call: str, cause: str) -> None:
@@ -164,20 +164,20 @@ class ContainerdError(StoreError):
 
 
 class ContainerdUnavailableError(ContainerdError):
-    """containerd could not be reached, or did not answer, for as long as it was waited for."""
+    """containerd could not be reached, or did not answer, in the time that we waited for it."""
 
 
 class IncompleteMigrationError(AsyncmigError):
     """The migration failed after it had begun to change the stores.
 
-    It has lost nothing: whatever has lost its label has a lease, ``metadata.db`` is as it was, and running the migration
-    again completes it.  ``stage`` names the stage that failed.
+    No data is lost: everything without its label has a lease, and ``metadata.db`` is unchanged.  Running the migration again
+    completes it.  ``stage`` names the stage that failed.
     """
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"stage {stage}: {described(cause)}. "
-            "The migration is incomplete and has lost nothing: remove the cause and run it again"
+            "The migration is incomplete; no data is lost. Remove the cause and run the migration again"
         )
         self.stage = stage
 
@@ -185,14 +185,14 @@ class IncompleteMigrationError(AsyncmigError):
 class IncompleteRollbackError(AsyncmigError):
     """A rollback failed after it had begun to change the stores.
 
-    It has lost nothing: what has lost its lease has its label, and running it again completes it.  ``stage`` names the stage
-    that failed.
+    No data is lost: everything without its lease has its label.  Running the rollback again completes it.  ``stage`` names the
+    stage that failed.
     """
 
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"stage {stage}: {described(cause)}. "
-            "The rollback is incomplete and has lost nothing: remove the cause and run it again"
+            "The rollback is incomplete; no data is lost. Remove the cause and run the rollback again"
         )
         self.stage = stage
 
@@ -202,11 +202,11 @@ _NO_MEMORY = {
     ImportError: re.compile("failed to map segment|[Cc]annot allocate memory"),
     SystemError: re.compile("without setting an exception|without exception set"),
 }
-"""What the dynamic linker says, and Python of a MemoryError that it could not even raise."""
+"""What the dynamic linker says when memory runs out, and what Python says if it could not even raise a MemoryError."""
 
 
 def lack_of_resources(error: BaseException) -> str:
-    """What the process lacked, with the remedy, if that is why ``error`` was raised; "" if it is not."""
+    """What the process lacked, with the remedy, if that lack has caused ``error``; otherwise ""."""
     if isinstance(error, MemoryError):
         return MORE_MEMORY
     if isinstance(error, BaseExceptionGroup):
@@ -215,7 +215,7 @@ def lack_of_resources(error: BaseException) -> str:
     if any(isinstance(error, kind) and said.search(text) for kind, said in _NO_MEMORY.items()):
         return MORE_MEMORY
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return "no more threads can be started; raise the limit (ulimit -u, TasksMax, or ulimit -v, for each takes memory)"
+        return "no more threads can be started; raise the limit (ulimit -u, TasksMax, or ulimit -v, as each takes memory)"
     is_full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
     if is_full or (isinstance(error, ImportError) and os.strerror(errno.EMFILE) in text):
         return "too many open files; raise the limit (ulimit -n)"
@@ -223,7 +223,7 @@ def lack_of_resources(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """The text of an error that may be none of ours; many of Python's own have none."""
+    """The text of any error, or the name of its type if it has no text, as many of Python's own have none."""
     return lack_of_resources(error) or str(error) or type(error).__name__
 
 
@@ -239,7 +239,7 @@ def reason(error: OSError) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that a terminal could take for a command, or that is no valid character."""
+    """``text`` with everything escaped that a terminal could take for a command or that is not a valid character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 

@@ -1,7 +1,7 @@
 """Sorting without holding the interpreter lock for long.
 
-``list.sort`` does not let go of the lock: a million keys stop every other thread, and with them an embedding event loop, for
-most of a second.
+``list.sort`` does not release the lock: sorting a million keys stops every other thread, also that of an embedding event loop,
+for most of a second.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _STEP = 4096
 
 
 def sorted_in_steps(items: list[Item]) -> Iterator[Item]:
-    """The items in order, sorted in parts of about 4,096, about a millisecond each."""
+    """The items in order.  Sorts them in parts of about 4,096, which takes about a millisecond each."""
     if len(items) <= _STEP:
         yield from sorted(items)
         return
-    # Every n-th item of an arbitrary order is a fair sample; the parts come out within a small factor of each other.
+    # Every n-th item of an arbitrary order is a fair sample, so the parts differ in size by a small factor only.
     pivots = sorted(items[:: _STEP // 4])[3::4]
     parts: list[list[Item]] = [[] for _ in range(len(pivots) + 1)]
     for item in items:

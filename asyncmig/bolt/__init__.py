@@ -1,4 +1,4 @@
-"""The bbolt file format: reading, checking, editing and bulk building.  Knows nothing of what is stored in it."""
+"""The bbolt file format: reading, checking, editing and bulk building.  Knows nothing about what the files store."""
 
 from asyncmig.bolt.bucket import Bucket
 from asyncmig.bolt.build import BucketBuilder, build_bucket, build_file

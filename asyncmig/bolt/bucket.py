@@ -1,7 +1,7 @@
 """Buckets: sorted maps from keys to values or further buckets, changed copy-on-write.
 
-Nothing is written to a page in use.  A write transaction decodes the pages it touches into nodes, changes those, and at the end
-writes them to other pages; their old pages become free for the next transaction.
+A write transaction never writes to a page in use.  It decodes the pages that it touches into nodes, changes the nodes, and at
+the end writes them to other pages.  The old pages become free for the next transaction.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from asyncmig.bolt.tx import Tx
 
 _SPLIT_AT = 512
-"""Elements in a node at which it is split while it is still in memory.
+"""A node with more elements than this is split while it is still in memory.
 
-bbolt splits at commit only, and a bucket that receives many keys in random order becomes one huge array: inserting is then
+bbolt splits at commit only.  There, a bucket that receives many keys in random order becomes one huge array, and inserting is
 quadratic.
 """
 _EMPTY_BUCKET = BucketValue(bytes(32))
@@ -42,7 +42,7 @@ _EMPTY_BUCKET = BucketValue(bytes(32))
 class Bucket:
     """A bucket within a transaction.
 
-    Keys and values are bytes; keys have 1 to 32768 of them.  A handle is valid until its transaction ends, its bucket is
+    Keys and values are bytes; a key has 1 to 32768 of them.  A handle is valid until its transaction ends or its bucket is
     deleted or spilled; later calls raise :class:`BucketError`.  Damage in the file raises :class:`CorruptDatabaseError`.
     """
 
@@ -51,13 +51,13 @@ class Bucket:
     def __init__(self, tx: Tx, root_page: int, sequence: int, stored: BucketValue | None = None) -> None:
         self.tx = tx
         self.version = 0
-        """Changes whenever the bucket does, for cursors."""
+        """Changes whenever the bucket changes, so that cursors notice."""
         self._root_page = root_page
         self._sequence = sequence
-        self._stored = stored  # the value in the parent, None for a bucket that is new
+        self._stored = stored  # the value in the parent, None for a new bucket
         self._root: Node | None = None
         self._children: dict[bytes, Bucket] = {}
-        # The leaf found last with the range of keys it covers; spares the descent in sorted access.
+        # The leaf found last, with the range of keys it covers: sorted access need not descend from the root each time.
         self._hot: tuple[Node, bytes | None, bytes | None] | None = None
         self._open = True
         if not root_page:
@@ -77,7 +77,7 @@ class Bucket:
     # -- reading
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of ``key``; ``None`` if there is none or it is a bucket."""
+        """The value of ``key``; ``None`` if the key does not exist or is a bucket."""
         value = self._lookup(key)
         return None if type(value) is BucketValue else value
 
@@ -95,7 +95,7 @@ class Bucket:
             return None
         child = Bucket(self.tx, value.root, value.sequence, value)
         if self.tx.writable:
-            # Only a write transaction has changes to collect; a reader must not hold on to every bucket it passed.
+            # Only a write transaction has changes to collect.  A reader must not keep every bucket that it has opened.
             self._children[name] = child
         return child
 
@@ -105,7 +105,7 @@ class Bucket:
         return Cursor(self)
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """All keys in order with their values (``None``: a nested bucket).  The bucket may change meanwhile."""
+        """All keys in order with their values (``None`` for a nested bucket).  The bucket may change during the iteration."""
         cursor = self.cursor()
         item = cursor.first()
         while item is not None:
@@ -113,12 +113,12 @@ class Bucket:
             item = cursor.next()
 
     def value(self, key: bytes) -> bytes | None:
-        """The value of ``key`` as it is stored: that of a nested bucket is a :class:`BucketValue`."""
+        """The value of ``key`` as stored; for a nested bucket it is a :class:`BucketValue`."""
         leaf, i = self.find(key)
         return None if i is None else leaf.data[i]
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """All keys in order with their values as they are stored.  For read transactions, and faster than :meth:`items`."""
+        """All keys in order with their values as stored.  For read transactions only; faster than :meth:`items`."""
         self.check_open()
         if self.tx.writable:
             raise BucketError("entries() is for read transactions")
@@ -134,13 +134,16 @@ class Bucket:
         return self._sequence
 
     def check_open(self) -> None:
-        """Raise unless the handle is valid."""
+        """Raise :class:`BucketError` unless the handle is valid."""
         if not self._open or not self.tx.open:
             self.tx.check_open()
             raise BucketError("the bucket was deleted or spilled")
 
     def find(self, key: bytes) -> tuple[Node, int | None]:
-        """The leaf for ``key`` and its index in it, ``None`` if it is missing.  A nested bucket that is open is stored."""
+        """The leaf for ``key``, and the key's index in it, ``None`` if the key is missing.
+
+        If ``key`` is an open nested bucket, its changes are written first.
+        """
         if key in self._children:
             self.spill_child(key)
         self.check_open()
@@ -163,7 +166,7 @@ class Bucket:
         return self._root
 
     def child_node(self, branch: Node, i: int, low: bytes | None, high: bytes | None, depth: int) -> Node:
-        """Child ``i`` of ``branch``.  Branches stay in memory once read, leaves only when they are changed."""
+        """Child ``i`` of ``branch``.  Branches stay in memory once they are read, leaves only if they are changed."""
         child = branch.children[i]
         if isinstance(child, int):
             child = self.tx.load(child, low, high, depth)
@@ -186,7 +189,7 @@ class Bucket:
     # -- writing
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Set ``key`` to ``value``.  Raises :class:`BucketError` for a key that is a bucket, too long or empty."""
+        """Set ``key`` to ``value``.  Raises :class:`BucketError` if the key is a bucket, too long or empty."""
         self._check_write(key)
         if len(value) > MAX_VALUE_SIZE:
             raise BucketError(f"a value of {len(value)} bytes is too large")
@@ -222,7 +225,7 @@ class Bucket:
         return child
 
     def put_new_bucket(self, name: bytes, value: BucketValue) -> None:
-        """Create the nested bucket ``name`` from its value, whose pages this transaction has written already."""
+        """Create the nested bucket ``name`` from its value; this transaction must have written the bucket's pages already."""
         self._check_write(name)
         existing = self._lookup(name)
         if existing is not None:
@@ -231,9 +234,9 @@ class Bucket:
         self._store(name, value)
 
     def replace(self, name: bytes, value: BucketValue) -> Node:
-        """Set the value of the nested bucket ``name``, new or not, whose pages this transaction has written already.
+        """Set the value of the nested bucket ``name``, new or not; return the leaf that holds it.
 
-        Returns the leaf that holds it.
+        This transaction must have written the bucket's pages already.
         """
         self._check_write(name)
         self._store(name, value)
@@ -255,9 +258,9 @@ class Bucket:
             self._remove(name)
 
     def spill_child(self, name: bytes, fill_percent: float = 0.5) -> None:
-        """Write the nested bucket ``name`` out now and drop it from memory; handles to it and into it become invalid.
+        """Write the nested bucket ``name`` now and drop it from memory.  Handles to it and into it become invalid.
 
-        Bounds the memory of a transaction that touches very many nested buckets.  The bucket can be opened again.
+        This bounds the memory of a transaction that touches very many nested buckets.  The bucket can be opened again.
         """
         self.tx.check_writable()
         self.check_open()
@@ -299,7 +302,7 @@ class Bucket:
             raise BucketError(f"a key of {len(key)} bytes; 1 to {MAX_KEY_SIZE} are allowed")
 
     def _writable_leaf(self, key: bytes) -> tuple[Node, list[tuple[Node, int]]]:
-        """The leaf for ``key`` and the way to it, everything on it marked as changed."""
+        """The leaf for ``key`` and the path to it; marks all these nodes as changed."""
         node, low, high, depth = self.root_node(), None, None, 0
         node.dirty = True
         way: list[tuple[Node, int]] = []
@@ -315,7 +318,7 @@ class Bucket:
         return node, way
 
     def _hot_leaf(self, key: bytes) -> Node | None:
-        """The leaf found last, if ``key`` belongs there too."""
+        """The leaf found last, if ``key`` belongs into it, too."""
         if self._hot is None:
             return None
         node, low, high = self._hot
@@ -344,7 +347,7 @@ class Bucket:
         node, way = self._writable_leaf(key)
         self._hot = None
         while len(node.keys) > _SPLIT_AT:
-            # Keys that arrive in order leave full nodes behind them.
+            # If keys arrive in order, split near the end, so that the left node stays full.
             at = len(node.keys) - 16 if node.keys[-1] <= key else len(node.keys) // 2
             right = Node(node.leaf, node.keys[at:], node.values[at:])
             del node.keys[at:], node.values[at:]
@@ -370,7 +373,7 @@ class Bucket:
         todo, freed = [self], set[int]()
         while todo:
             bucket = todo.pop()
-            # Going through all keys first checks the tree, so that freeing its pages below meets no cycle.
+            # Reading all keys first checks the tree, so that _free_pages can't run into a cycle.
             for name in [key for key, value in bucket.items() if value is None]:
                 child = bucket.bucket(name)
                 assert child is not None
@@ -379,7 +382,11 @@ class Bucket:
             bucket._open = False
 
     def _free_pages(self, freed: set[int]) -> None:
-        """Free the pages of this tree.  ``freed``: those of the deletion so far; bounds it where buckets share pages."""
+        """Free the pages of this tree.
+
+        ``freed`` has the pages that this deletion has freed so far.  It keeps a damaged file, in which buckets share pages,
+        from making the deletion endless.
+        """
         todo: list[Child] = [self.root_node()]
         while todo:
             node = todo.pop()
@@ -398,7 +405,7 @@ class Bucket:
     # -- the end of a transaction
 
     def spill_root(self, fill_percent: float) -> tuple[int, int]:
-        """Write everything below the root bucket; returns its root page and sequence."""
+        """Write everything below the root bucket; return its root page and sequence."""
         self._store_children(fill_percent)
         root = self.root_node() if self._root else None
         if root is not None and root.dirty:
@@ -406,7 +413,7 @@ class Bucket:
         return self._root_page, self._sequence
 
     def _opened_below(self) -> list[tuple[Bucket, bytes, Bucket]]:
-        """The buckets below this one that were opened: parent, name, bucket; outer ones before those inside them."""
+        """The open buckets below this one, as parent, name and bucket; each bucket comes before the buckets inside it."""
         found: list[tuple[Bucket, bytes, Bucket]] = []
         todo = [self]
         while todo:
@@ -417,7 +424,7 @@ class Bucket:
         return found
 
     def _store_children(self, fill_percent: float) -> None:
-        # Innermost first, not recursively: buckets may be nested deeper than Python's stack.
+        # Innermost first.  Not recursive: buckets may be nested deeper than Python's stack.
         for parent, name, child in reversed(self._opened_below()):
             parent._store_child(name, child, fill_percent)
 
@@ -427,7 +434,7 @@ class Bucket:
             self._store(name, value)
 
     def _spill(self, fill_percent: float) -> BucketValue:
-        """Write what changed here, the buckets below being stored; returns the value that the parent is to hold."""
+        """Write the changes in this bucket; return the value for its parent.  The buckets below must be stored already."""
         root = self._root
         if root is None or (not root.dirty and self._stored is not None):
             if self._stored is not None and self._stored.sequence == self._sequence:
@@ -439,7 +446,7 @@ class Bucket:
             self.tx.free(root)
             return encode_inline(root.keys, root.data, self._sequence)
         if root.dirty or not self._root_page:
-            # The second is an inline bucket larger than bbolt makes them, with nothing but a new sequence.
+            # Without a root page it is an inline bucket that is larger than bbolt makes them and has only a new sequence.
             self._root_page = self._write_tree(root, fill_percent)
         return encode_bucket(self._root_page, self._sequence)
 
@@ -453,10 +460,10 @@ class Bucket:
         )
 
     def _write_tree(self, root: Node, fill_percent: float) -> int:
-        """Write a changed tree; returns its new root page."""
+        """Write a changed tree; return its new root page."""
         self._merge_small_children(root)
         while not root.leaf and len(root.children) == 1:
-            # Only at the top may a level go: all leaves of a tree must stay equally deep, bbolt relies on it.
+            # Remove a level only at the top: bbolt relies on all leaves of a tree being equally deep.
             child = root.children[0]
             self.tx.free(root)
             if isinstance(child, int):
@@ -471,7 +478,7 @@ class Bucket:
         return level[0][1]
 
     def _write_node(self, node: Node, fill_percent: float) -> list[tuple[bytes, int]]:
-        """Write a changed node and everything changed below; returns first key and page id of what replaces it."""
+        """Write a changed node and every change below it; return the first keys and page ids of the pages that replace it."""
         self.tx.free(node)
         if node.leaf:
             return self._write_leaves(node.keys, node.data, fill_percent)
@@ -499,14 +506,14 @@ class Bucket:
                     if len(branch.children) > 1:
                         i = self._join_with_neighbour(branch, i)
                         continue
-                    branch.shrunk = True  # an only child gets its neighbour when the branch itself is joined
+                    branch.shrunk = True  # an only child gets a neighbour when its branch is joined with another one
             i += 1
 
     def _is_small(self, node: Node) -> bool:
         return node.shrunk and (len(node.keys) < (1 if node.leaf else 2) or node.size() < self.tx.page_size // 4)
 
     def _join_with_neighbour(self, branch: Node, i: int) -> int:
-        """Join child ``i`` with the one before it (the first: behind it); returns the index of the result."""
+        """Join child ``i`` with the child before it, or the first child with the second; return the index of the result."""
         left = i - 1 if i else 0
         low, high = self._loaded(branch.children[left]), self._loaded(branch.children[left + 1])
         if low.leaf != high.leaf:
@@ -539,18 +546,21 @@ class Bucket:
 
 
 def _step(branch: Node, key: bytes, low: bytes | None, high: bytes | None) -> tuple[int, bytes | None, bytes | None]:
-    """The child of ``branch`` for ``key`` and the range of keys it may hold."""
+    """The index of the child of ``branch`` for ``key``, and the range of keys that this child may hold."""
     keys = branch.keys
     i = bisect_right(keys, key) - 1
     if i < 0:
-        i = 0  # a key below all others belongs to the first child, whose branch key is updated when it is written
+        i = 0  # a key below all others belongs into the first child; writing the child updates its key in the branch
     else:
         low = keys[i]
     return i, low, keys[i + 1] if i + 1 < len(keys) else high
 
 
 def split(sizes: list[int], page_size: int, fill_percent: float) -> Iterator[tuple[int, int]]:
-    """Cut a node into pages as bbolt does: only if it is larger than a page, filled to ``fill_percent``, two keys at least."""
+    """Cut a node into pages as bbolt does; yield the start and end index of the elements of each page.
+
+    Cuts only if the node is larger than a page; then fills pages to ``fill_percent``, with two keys or more on each.
+    """
     total = PAGE_HEADER_SIZE + sum(sizes)
     threshold = int(page_size * min(max(fill_percent, 0.1), 1.0))
     start, count = 0, len(sizes)

@@ -1,7 +1,7 @@
 """Building buckets in bulk from entries that arrive in key order.
 
-Pages are filled completely and written once, so this is several times faster than a transaction, and it needs memory for one
-page a level only.
+Each page is filled completely and written once.  So this is several times faster than a transaction, and needs memory for one
+page per level only.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ class BucketBuilder:
         self._last = key
 
     def child(self, sequence: int = 0) -> BucketBuilder:
-        """A builder for a nested bucket; :meth:`put` what its :meth:`finish` returns."""
+        """A builder for a nested bucket.  Pass the result of its :meth:`finish` to :meth:`put`."""
         return BucketBuilder(self._writer, sequence)
 
     def leaf_bucket(self, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
-        """A nested bucket from sorted keys: the fast way for small ones."""
+        """Write a nested bucket from sorted keys; the fast way for small buckets."""
         return write_small_bucket(self._writer, keys, values, sequence)
 
     def finish(self) -> BucketValue:
-        """Write what is left; returns the value that the parent bucket is to hold."""
+        """Write what is left; return the value for the parent bucket."""
         if not self._kids:
             return self.leaf_bucket(self._keys, self._values, self._sequence)
         return encode_bucket(self.finish_pages(), self._sequence)
 
     def finish_pages(self) -> int:
-        """Write what is left, never inline; returns the root page."""
+        """Write what is left, never inline; return the root page."""
         if self._keys or not self._kids:
             self._cut()
         return write_branches(self._writer, self._kids)
@@ -75,7 +75,7 @@ class BucketBuilder:
 
 
 def write_small_bucket(writer: PageWriter, keys: list[bytes], values: list[bytes], sequence: int) -> BucketValue:
-    """Write a bucket from sorted keys; returns the value that its parent is to hold.
+    """Write a bucket from sorted keys; return the value for its parent.
 
     Raises :class:`BucketError` for a key of a wrong size.
     """
@@ -99,7 +99,7 @@ def write_small_bucket(writer: PageWriter, keys: list[bytes], values: list[bytes
 
 
 def write_branches(writer: PageWriter, level: list[tuple[bytes, int]]) -> int:
-    """Write the branches over the pages of one level, given with their first keys; returns the root page."""
+    """Write the branches above the pages of one level, given with their first keys; return the root page."""
     while len(level) > 1:
         sizes = [fmt.ELEMENT_SIZE + len(k) for k, _ in level]
         level = [
@@ -127,8 +127,8 @@ Fill = Callable[[BucketBuilder], None]
 def build_bucket(parent: Bucket, name: bytes, fill: Fill) -> None:
     """Create the bucket ``name`` in ``parent``, within its transaction, from entries that ``fill`` adds in key order.
 
-    The same as creating it and putting the entries, at half the cost for small buckets, and its pages are full.  Raises
-    :class:`BucketError`, which ends the transaction, if the key exists.
+    Has the same effect as creating the bucket and putting the entries, but small buckets cost half as much, and pages are full.
+    Raises :class:`BucketError` if the key exists.  Any error ends the transaction.
     """
     with parent.tx.indivisible():
         builder = BucketBuilder(parent.tx.writer)
@@ -139,7 +139,8 @@ def build_bucket(parent: Bucket, name: bytes, fill: Fill) -> None:
 def build_file(fd: int, path: str, buckets: Mapping[bytes, Fill], *, page_size: int = 4096) -> None:
     """Write a whole new database into the empty file ``fd`` and sync it.
 
-    Each top-level bucket is filled by its function.  Raises :class:`DatabaseError` and :class:`BucketError`.
+    ``buckets`` has a function for each top-level bucket, which fills it.  Raises :class:`DatabaseError` and
+    :class:`BucketError`.
     """
     writer = PageWriter(fd, path, page_size, Space([], 2))
     top = BucketBuilder(writer)
@@ -151,7 +152,7 @@ def build_file(fd: int, path: str, buckets: Mapping[bytes, Fill], *, page_size: 
 
 
 def finish_file(writer: PageWriter, root: int, *, sequence: int, flags: int, txid: int) -> None:
-    """Complete a new file whose trees are written: freelist, both meta pages, full length, sync."""
+    """Complete a new file whose trees are written: write the freelist and both meta pages, set the length, sync."""
     page_size, space = writer.page_size, writer.space
     free = space.unused()
     count = freelist_pages(len(free), page_size)

@@ -1,7 +1,7 @@
-"""Nested buckets as dictionaries: the fast way to read and rewrite very many small ones.
+"""Nested buckets as dictionaries: the fast way to read and rewrite very many small buckets.
 
-A :class:`Bucket` handle finds its way to each key and collects changes until the end of the transaction.  For the entries of a
-store, a handful of keys that are all wanted, reading and writing each entry as a whole costs a fifth of that.
+A :class:`Bucket` handle looks up each key and collects changes until the end of the transaction.  An entry of a store has only
+a handful of keys, and all are needed; reading and writing it as a whole costs a fifth of that.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Contents(dict[bytes, bytes]):
     """All keys and values of one bucket; the value of a nested bucket is its :class:`BucketValue`.
 
-    Changing it changes nothing in the file; see :func:`write_contents`.
+    Changes here reach the file only through :func:`write_contents`.
     """
 
     stored: BucketValue | None = None
-    """The value that it was read from; ``None`` for a new bucket."""
+    """The value that the contents were read from; ``None`` for a new bucket."""
     pages: Iterable[tuple[int, int]] = ()
-    """The pages that it was read from, with their numbers of overflow pages."""
+    """The pages that the contents were read from, each with its number of overflow pages."""
 
 
 def read_contents(tx: Tx, value: BucketValue) -> Contents:
@@ -51,16 +51,17 @@ def read_contents(tx: Tx, value: BucketValue) -> Contents:
 
 
 def nested_contents(tx: Tx, contents: Contents, name: bytes) -> Contents | None:
-    """The contents of the bucket ``name`` in a bucket with these contents; ``None`` if there is none."""
+    """The contents of the nested bucket ``name``; ``None`` if ``contents`` has no such bucket."""
     value = contents.get(name)
     return read_contents(tx, value) if type(value) is BucketValue else None
 
 
 def write_contents(tx: Tx, contents: Contents) -> BucketValue:
-    """Write a bucket; returns the value that its parent is to hold instead of the one that it was read from.
+    """Write a bucket; return its new value, which replaces the old one in its parent.
 
-    The pages that it was read from become free.  Those of buckets within it don't: none may be left out.  Raises
-    :class:`BucketError` for a key that is too long or empty.  Any error ends the transaction.
+    The pages that the bucket was read from become free.  The pages of buckets within it don't, so ``contents`` must still
+    hold every one of these buckets.  Raises :class:`BucketError` for a key that is too long or empty.  Any error ends the
+    transaction.
     """
     tx.check_writable()
     stored = contents.stored
@@ -72,21 +73,21 @@ def write_contents(tx: Tx, contents: Contents) -> BucketValue:
         values = list(map(contents.__getitem__, names))
         return write_small_bucket(tx.writer, names, values, stored.sequence if stored else 0)
     except BaseException:
-        tx.close()  # a part of it must not be committed
+        tx.close()  # nobody may commit half a change
         raise
 
 
 Edit = Callable[[bytes, "BucketValue | None"], "BucketValue | None"]
-"""Called with name and value of a nested bucket (``None``: there is none); returns the new value (``None``: no change)."""
+"""Called with name and value of a nested bucket (``None``: it does not exist); returns the new value (``None``: no change)."""
 
 
 def edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
     """Let ``edit`` replace the values of nested buckets (see :func:`write_contents`).
 
-    For names in order it is quickest, and takes memory for one leaf page only: each is written when the next one is reached.
+    Names in order are quickest and need memory for one leaf page only: each leaf is written when the next one is reached.
 
-    Raises :class:`BucketError` for a name that is a key.  Any error, one of ``edit`` too, ends the transaction: pages may have
-    been written or given up for a value that was not stored.
+    Raises :class:`BucketError` if a name is a plain key.  Any error ends the transaction, also an error of ``edit``: pages may
+    have been written or freed for a value that was not stored.
     """
     with bucket.tx.indivisible():
         _edit_buckets(bucket, names, edit)

@@ -18,7 +18,7 @@ Item = tuple[bytes, bytes | None]
 
 @dataclass(slots=True)
 class _Level:
-    """One node on the way from the root to the current element, and the range of keys it may hold."""
+    """One node on the path from the root to the current element, and the range of keys that it may hold."""
 
     node: Node
     index: int
@@ -32,8 +32,8 @@ _STALE = -1
 class Cursor:
     """A position in a bucket.
 
-    Unlike bbolt's, it stays valid when the bucket changes: :meth:`next` and :meth:`prev` move relative to the key it stands
-    on, even if that key was deleted meanwhile.  At either end it stays on the last key it found.
+    Unlike bbolt's, it stays valid when the bucket changes: :meth:`next` and :meth:`prev` move relative to the current key, even
+    if that key was deleted meanwhile.  At either end the cursor stays on the last key it found.
     """
 
     __slots__ = ("_bucket", "_key", "_levels", "_version")
@@ -55,7 +55,7 @@ class Cursor:
         return self._current() if self._levels[-1].index >= 0 or self._to_previous_leaf() else self._stay()
 
     def seek(self, key: bytes) -> Item | None:
-        """Go to ``key`` or, if it is not there, to the next key behind it; ``None`` if there is none."""
+        """Go to ``key`` or, if it does not exist, to the next key after it; ``None`` if there is none."""
         self._position(key)
         if self._on_element() or self._to_next_leaf():
             return self._current()
@@ -63,7 +63,7 @@ class Cursor:
         return None
 
     def next(self) -> Item | None:
-        """Go to the next key; ``None`` behind the last one.  A new cursor goes to the first key."""
+        """Go to the next key; ``None`` after the last one.  A new cursor goes to the first key."""
         key = self._key
         if key is None:
             return self.first()
@@ -93,7 +93,7 @@ class Cursor:
         return self._version != self._bucket.version
 
     def _stay(self) -> Item | None:
-        """Remain on the current key; the levels have run past the end, so the next move seeks it again."""
+        """Stay on the current key.  The levels have run past the end, so the next move has to seek the key again."""
         self._version = _STALE
         return None
 
@@ -103,7 +103,7 @@ class Cursor:
         self._levels = [_Level(self._bucket.root_node(), 0, None, None)]
 
     def _position(self, key: bytes) -> None:
-        """Go to the leaf for ``key``, to the first element not below it (perhaps behind the last element)."""
+        """Go to the leaf for ``key``, to the first element that is not less than ``key`` (perhaps past the last element)."""
         self._start()
         level = self._levels[-1]
         while not level.node.leaf:
@@ -114,8 +114,8 @@ class Cursor:
     def _push_child(self) -> _Level:
         above = self._levels[-1]
         keys, i = above.node.keys, above.index
-        # Only pages fresh from the file are held to this range.  The first child of a changed node may hold smaller keys,
-        # but then it was changed too.
+        # Only pages fresh from the file are checked against this range.  The first child of a changed node may hold smaller
+        # keys, but then that child was changed, too.
         high = keys[i + 1] if i + 1 < len(keys) else above.high
         node = self._bucket.child_node(above.node, i, keys[i], high, len(self._levels))
         self._levels.append(_Level(node, 0, keys[i], high))
@@ -136,7 +136,7 @@ class Cursor:
         return self._levels[-1].index < len(self._levels[-1].node.keys)
 
     def _to_next_leaf(self) -> bool:
-        """Go to the first element of the next leaf that has any; a transaction may have emptied some."""
+        """Go to the first element of the next leaf that has any; skip leaves that the transaction has emptied."""
         while self._levels:
             self._levels.pop()
             if self._levels and self._levels[-1].index + 1 < len(self._levels[-1].node.keys):

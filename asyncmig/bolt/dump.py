@@ -1,8 +1,8 @@
 """A database as JSON lines, depth first in key order.
 
-The form: ``{"p":[bucket names],"b":true}`` for a bucket (with ``"seq":n`` unless its sequence is 0), and
-``{"p":[bucket names],"k":key,"v":value}`` for a key, with ``"vx":hex`` in place of ``"v"`` for a value that is not printable.
-Names that are not printable are written ``hex:<hex>``.
+A bucket is ``{"p":[bucket names],"b":true}``, with ``"seq":n`` unless its sequence is 0.  A key is
+``{"p":[bucket names],"k":key,"v":value}``; a value that is not printable has ``"vx":hex`` instead of ``"v"``.  A name that is
+not printable is ``hex:<hex>``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _CONTROL = re.compile("[\0-\x1f\x7f]")
 def dump(db: Db, checkpoint: Checkpoint = no_checkpoint) -> Iterator[str]:
     """The lines of the dump, without line ends.
 
-    The whole file is checked first: raises :class:`CorruptDatabaseError` before the first line rather than behind the last
-    good one.
+    Checks the whole file first, so that it raises :class:`CorruptDatabaseError` before the first line and not in the middle.
     """
     if db.pages is not None:
         verify_pages(db.pages, checkpoint)
@@ -71,7 +70,7 @@ def _value(raw: bytes) -> str:
 
 
 def _quote(text: str) -> str:
-    # What a terminal could take for a command (C1 controls, marks that turn the direction of text round) is escaped, so that a
-    # dump can be looked at; U+2028 and U+2029 are among it, which Go's encoder, whose form this is, escapes always.
+    # Escape what a terminal could take for a command (C1 controls, marks that change the direction of text), so that a dump is
+    # safe to look at.  This includes U+2028 and U+2029; Go's encoder, whose form this is, always escapes those.
     quoted = json.dumps(text, ensure_ascii=False)
     return quoted if quoted.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)

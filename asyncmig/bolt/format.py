@@ -1,8 +1,8 @@
 """Constants, headers and element tables of the bbolt file format, version 2.
 
-A file is a row of pages.  Pages 0 and 1 are meta pages; the one with the higher transaction id is the committed state.  The
-others are branch, leaf or freelist pages, each possibly followed by overflow pages.  All numbers are little-endian (bbolt
-writes them in the byte order of its host; big-endian hosts are not supported here).
+A file is a sequence of pages.  Pages 0 and 1 are meta pages; the one with the higher transaction id is the committed state.
+The others are branch, leaf or freelist pages, each possibly followed by overflow pages.  All numbers are little-endian: bbolt
+uses the byte order of its host, and this package does not support big-endian hosts.
 
 Sources: etcd-io/bbolt ``page.go``, ``db.go``, ``bucket.go``, ``node.go``.
 """
@@ -33,7 +33,7 @@ MAX_PAGE_SIZE = 1 << 24
 MAX_KEY_SIZE = 32768
 MAX_VALUE_SIZE = (1 << 31) - 2
 MAX_ELEMENTS = 0xFFFE
-"""The element count of a page has 16 bits; only pages of a megabyte and more can reach this."""
+"""The element count of a page has 16 bits; only a page of a megabyte or more can reach this limit."""
 MAX_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
 MAX_TREE_DEPTH = 40
 """Levels of branch pages.  Each has at least two children in files that bbolt wrote, so 40 is beyond any real file."""
@@ -52,7 +52,10 @@ META_SIZE = PAGE_HEADER_SIZE + _META_BODY.size + _CHECKSUM.size
 
 
 class Malformed(ValueError):
-    """Bytes that the format does not allow.  Internal: callers that know file and page turn it into CorruptDatabaseError."""
+    """Bytes that the format does not allow.
+
+    Internal: callers that know the file and the page turn it into :class:`CorruptDatabaseError`.
+    """
 
 
 class BucketValue(bytes):
@@ -84,7 +87,7 @@ class Meta:
     txid: int
 
     def pack(self) -> bytes:
-        """The first :data:`META_SIZE` bytes of the meta page this state belongs into (``txid % 2``)."""
+        """The first :data:`META_SIZE` bytes of this state's meta page, which is page ``txid % 2``."""
         body = _META_BODY.pack(
             MAGIC,
             VERSION,
@@ -100,7 +103,7 @@ class Meta:
 
 
 def parse_meta(image: bytes) -> Meta:
-    """Read a meta page.  Raises :class:`Malformed` for one that bbolt would not accept either."""
+    """Read a meta page.  Raises :class:`Malformed` if bbolt would not accept the page either."""
     if len(image) < META_SIZE:
         raise Malformed("too short for a meta page")
     body = image[PAGE_HEADER_SIZE : PAGE_HEADER_SIZE + _META_BODY.size]
@@ -136,9 +139,9 @@ def _new_branch_table(count: int) -> struct.Struct:
 
 
 _MOST_CHILDREN = 1024
-"""Children of a branch page up to which the form of its table is remembered: all that 16 KiB can hold.
+"""Remember the struct for a branch page's table if the page has up to so many children, all that 16 KiB can hold.
 
-It takes a hundred bytes a child, so those of a hostile file with pages of megabytes would be gigabytes.
+A struct takes a hundred bytes per child.  For a hostile file with pages of megabytes, all structs would take gigabytes.
 """
 _remembered_branch_table = lru_cache(maxsize=_MOST_CHILDREN)(_new_branch_table)
 
@@ -146,9 +149,9 @@ _remembered_branch_table = lru_cache(maxsize=_MOST_CHILDREN)(_new_branch_table)
 def _element_starts(positions: Sequence[int], sizes: list[int], table: int, count: int, end: int) -> list[int]:
     """Offsets of the elements' data; ``table`` is where the element table starts, ``end`` where the page ends.
 
-    bbolt lays data out back to back in element order, and then one comparison proves every bound.  Any other layout is
-    legal as long as it stays on the page; that the sizes add up to no more than the page keeps a hostile table, in which
-    all elements name the same megabytes, from multiplying them.
+    bbolt puts the data of the elements one after the other, in order; then one comparison proves every bound.  Any other
+    layout is legal as long as it stays within the page.  The sizes must not add up to more than the page: otherwise a hostile
+    table, in which all elements name the same megabytes, would multiply them in memory.
     """
     table_end = table + ELEMENT_SIZE * count
     packed = list(accumulate(sizes, initial=table_end))
@@ -180,10 +183,10 @@ def _check_table(count: int, table: int, end: int) -> None:
 
 
 class _Layout:
-    """Where keys and values of a leaf lie, for all leaves with the same element table.
+    """Where the keys and values of a leaf are, for all leaves with the same element table.
 
-    The records of a cache have few layouts: their keys are the same, and their values of similar length.  What follows from the
-    table alone is checked once, and so is the order of keys that are those of the leaf before.
+    The records of a cache have few layouts: the same keys, and values of similar length.  What follows from the table alone is
+    checked once per layout.  The order of the keys is not checked again if the leaf has the same keys as the leaf before.
     """
 
     __slots__ = ("buckets", "end", "keys", "known_keys", "values")
@@ -192,13 +195,13 @@ class _Layout:
         self.keys = itemgetter(*map(slice, elements.starts, elements.middles))
         self.values = itemgetter(*map(slice, elements.middles, elements.ends))
         self.buckets = tuple(elements.buckets)
-        # The sizes must add up to no more than the page, see _element_starts, and elements that overlap add up to more.
+        # The sizes must not add up to more than the page, see _element_starts; overlapping ones add up to more than their ends.
         self.end = max(table_end + sum(map(sub, elements.ends, elements.starts)), *elements.ends)
         self.known_keys: tuple[bytes, ...] = ()
 
 
 class _Elements:
-    """Where keys and values of a leaf lie: offsets in its image, and which elements are nested buckets."""
+    """Where the keys and values of one leaf are: offsets in its image, and which elements are nested buckets."""
 
     __slots__ = ("buckets", "ends", "middles", "starts")
 
@@ -213,26 +216,29 @@ class _Elements:
 
 
 _MOST_SHARED = 32
-"""Elements of a leaf up to which others may have its layout."""
+"""Leaves with up to so many elements share layouts."""
 _MOST_LAYOUTS = 1024
 _LARGEST_REMEMBERED = 16384
-"""Bytes of a leaf up to which its keys are kept with its layout; of any size, they would be as much as a hostile file has."""
+"""Keep the keys of a leaf with its layout if the leaf has up to so many bytes.
+
+Without this limit, a hostile file could make us keep as much as the file is large.
+"""
 _layouts: dict[int, dict[bytes, _Layout | None]] = {PAGE_HEADER_SIZE: {}, INLINE_PREFIX: {}}
-"""Layouts by the offset of the element table, and the table; ``None`` for a table that was met once."""
+"""Layouts by the offset of the element table and by the table; ``None`` for a table that was seen once."""
 
 
 def decode_leaf(image: bytes, table: int, count: int, end: int) -> tuple[list[bytes], list[bytes]]:
     """Keys and values of a leaf, strictly ascending.  Values of nested buckets are :class:`BucketValue`.
 
-    ``table`` is the offset of the element table in ``image``: behind the page header, for an inline bucket behind both
-    headers.  Raises :class:`Malformed`.
+    ``table`` is the offset of the element table in ``image``: after the page header, or in an inline bucket after the bucket
+    header and the page header.  Raises :class:`Malformed`.
     """
     keys, values = decode_small_leaf(image, table, count, end)
     return list(keys), list(values)
 
 
 def decode_small_leaf(image: bytes, table: int, count: int, end: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """:func:`decode_leaf` for who does not change what it returns."""
+    """:func:`decode_leaf` for callers that do not change the result."""
     if count < 2:
         return _decode_one(image, table, end) if count else ((), ())
     layout = _shared_layout(image, table, count, end) if count <= _MOST_SHARED else None
@@ -266,12 +272,15 @@ def _decode_any(image: bytes, table: int, count: int, end: int) -> tuple[list[by
 
 
 def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | None:
-    """The layout of a leaf if its table was met before.  To make one costs as much as it saves the next two times."""
+    """The layout of a leaf whose table was seen before; ``None`` otherwise.
+
+    Making a layout costs as much as it saves the next two times, so it is made when a table is seen for the second time.
+    """
     known = _layouts[table]
     name = image[table : table + ELEMENT_SIZE * count]
     layout = known.get(name)
     if layout is not None:
-        return layout if layout.end <= end else None  # and None becomes an error
+        return layout if layout.end <= end else None  # decoding it the long way raises the error
     if name in known:
         _check_table(count, table, end)
         known[name] = layout = _Layout(_Elements(image, table, count, end), table + ELEMENT_SIZE * count)
@@ -283,7 +292,7 @@ def _shared_layout(image: bytes, table: int, count: int, end: int) -> _Layout | 
 
 
 def _decode_one(image: bytes, table: int, end: int) -> tuple[list[bytes], list[bytes]]:
-    """:func:`decode_leaf` for a single element: every other bucket of a store has just one."""
+    """:func:`decode_leaf` for a single element: half of a store's buckets have only one."""
     _check_table(1, table, end)
     flag, position, key_size, value_size = _ELEMENT.unpack_from(image, table)
     start = table + position
@@ -318,7 +327,7 @@ def _bucket_elements(flags: Sequence[int]) -> Sequence[int]:
 def decode_inline(value: BucketValue) -> tuple[Sequence[bytes], Sequence[bytes]]:
     """Keys and values of an inline bucket.  Raises :class:`Malformed`.
 
-    bbolt's own check passes inline buckets over; all records of a small cache are inline buckets.
+    bbolt's own check skips inline buckets, but all records of a small cache are inline buckets.
     """
     _, flags, count, overflow = PAGE_HEADER.unpack_from(value, BUCKET_HEADER_SIZE)
     if flags != LEAF or overflow:
@@ -363,7 +372,7 @@ def encode_small_leaf(keys: Sequence[bytes], values: Sequence[bytes]) -> tuple[b
 
 
 _Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[type, ...]]
-"""Sizes of keys and values, and the types of values: what an element table depends on."""
+"""What an element table depends on: sizes of keys and values, and the types of values."""
 _tables: dict[_Shape, tuple[bytes, bool]] = {}
 
 
@@ -424,12 +433,12 @@ def encode_inline(keys: Sequence[bytes], values: Sequence[bytes], sequence: int)
 
 
 def inline_value(count: int, payload: bytes, sequence: int) -> BucketValue:
-    """The value of an inline bucket whose elements are encoded."""
+    """The value of an inline bucket whose elements are already encoded."""
     return BucketValue(inline_header(count, sequence) + payload)
 
 
 def inline_header(count: int, sequence: int) -> bytes:
-    """What stands before the elements of an inline bucket: bucket header and page header."""
+    """The bytes before the elements of an inline bucket: bucket header and page header."""
     return _INLINE_HEADER.pack(0, sequence, 0, LEAF, count, 0)
 
 

@@ -1,7 +1,7 @@
 """``flock`` exactly as bbolt takes it: on the database file itself, shared to read, exclusive to write.
 
-``fcntl.lockf`` and ``fcntl`` locks are another kind that bbolt does not see.  A ``flock`` belongs to the open file description:
-a second ``open`` in the same process conflicts with the first.
+bbolt does not see ``fcntl.lockf`` and ``fcntl`` locks, which are another kind.  A ``flock`` belongs to the open file
+description: a second ``open`` in the same process conflicts with the first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ RETRY_SECONDS = 0.05
 def lock(fd: int, path: str, *, exclusive: bool, timeout: float = 0.0) -> None:
     """Lock ``fd``, trying for ``timeout`` seconds (0: once).
 
-    Raises :class:`DatabaseLockedError`, and :class:`DatabaseError` where the file system has no locks.  Sleeps between
-    tries, so never call it on an event loop with a timeout.
+    Raises :class:`DatabaseLockedError` if another process holds the lock, and :class:`DatabaseError` if the file system has no
+    locks.  Sleeps between tries, so never call it with a timeout on an event loop.
     """
     kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
     deadline = time.monotonic() + timeout
@@ -37,15 +37,15 @@ def lock(fd: int, path: str, *, exclusive: bool, timeout: float = 0.0) -> None:
 
 
 def lock_holder(fd: int) -> str:
-    """Who holds a ``flock`` on the file: name and pid of the process, "" if that can't be found out.
+    """The process that holds a ``flock`` on the file: its name and pid, "" if it can't be found out.
 
-    A process in another pid namespace has no number here, and some file systems have other device numbers in ``/proc/locks``.
+    A process in another pid namespace has no pid here, and some file systems show other device numbers in ``/proc/locks``.
     """
     try:
         status = os.fstat(fd)
         file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         with open("/proc/locks", encoding="ascii") as locks:
-            # 3: FLOCK  ADVISORY  WRITE 2345 08:01:1234 0 EOF; who waits for one has "->" behind the number.
+            # 3: FLOCK  ADVISORY  WRITE 2345 08:01:1234 0 EOF; a process that waits for the lock has "->" after the number.
             fields = [line.split() for line in locks]
         pid = next(entry[4] for entry in fields if entry[1] == "FLOCK" and entry[5] == file and int(entry[4]) > 0)
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:

@@ -8,9 +8,9 @@ from asyncmig.bolt.format import ELEMENT_SIZE, PAGE_HEADER_SIZE
 class Node:
     """One branch or leaf.
 
-    ``values`` of a leaf are bytes; ``values`` of a branch are page ids of children not read yet, or their nodes.
-    ``pages`` are the page id and the number of overflow pages the node was read from (``None``: it is new), which become
-    free when the node is written again.
+    ``values`` of a leaf are bytes; ``values`` of a branch are its children: page ids of those not read yet, nodes of others.
+    ``pages`` are the page id that the node was read from and the number of overflow pages, ``None`` for a new node.  These
+    pages become free when the node is written again.
     """
 
     __slots__ = ("dirty", "keys", "leaf", "pages", "shrunk", "values")
@@ -26,7 +26,7 @@ class Node:
     ) -> None:
         self.leaf = leaf
         self.keys = keys
-        # One list with two meanings, told apart by ``leaf``; ``data`` and ``children`` name them for the type checker.
+        # One list with two meanings, depending on ``leaf``; ``data`` and ``children`` name them for the type checker.
         self.values = values
         self.pages = pages
         self.dirty = dirty
@@ -43,7 +43,7 @@ class Node:
         return self.values  # type: ignore[return-value]
 
     def size(self) -> int:
-        """Bytes of the page that this node would make."""
+        """Bytes that this node takes as a page."""
         fixed = PAGE_HEADER_SIZE + ELEMENT_SIZE * len(self.keys) + sum(map(len, self.keys))
         return fixed + sum(map(len, self.data)) if self.leaf else fixed
 

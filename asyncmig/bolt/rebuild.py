@@ -1,7 +1,7 @@
 """Rebuilding some buckets of a database into a new file, without touching the others.
 
-Every page of the buckets that stay keeps its page id, so those pages are copied by the kernel as they are and nothing in them
-is renumbered.  The new trees go into the slots in between, and behind.  The result needs one sync and a rename to be published.
+Every page of the buckets that stay keeps its page id, so the kernel copies these pages as they are and nothing in them is
+renumbered.  The new trees go into the slots between these pages, and after them.  One sync and a rename publish the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asyncmig.errors import DatabaseError
 
 _COPY_CHUNK = 8 << 20
 _COPY_GAP = 16
-"""Unneeded pages between two runs that are copied along, because one system call more costs as much."""
+"""Copy up to so many unneeded pages between two runs along with them: another system call would cost as much."""
 _NO_COPY_FILE_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 
 
@@ -32,11 +32,11 @@ def rebuild(
     keep: Iterable[int] = (),
     checkpoint: Checkpoint = no_checkpoint,
 ) -> None:
-    """Write a copy of ``source`` into the empty file ``fd`` in which the top-level ``buckets`` are built anew, and sync it.
+    """Write a copy of ``source``, in which the top-level ``buckets`` are built anew, into the empty file ``fd`` and sync it.
 
-    ``keep`` names the root pages of trees inside a replaced bucket that the new one goes on referring to.  ``checkpoint`` is
-    called often and may raise.  Damage in what is copied raises :class:`CorruptDatabaseError`, failing writes
-    :class:`DatabaseError`; the file is then to be thrown away.
+    ``keep`` has the root pages of trees inside a replaced bucket that the new bucket still refers to.  ``checkpoint`` is called
+    often and may raise.  Raises :class:`CorruptDatabaseError` if what it copies is damaged, and :class:`DatabaseError` if it
+    can't write; then throw the file away.
     """
     walker = Walker(source, checkpoint)
     top: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""Where new pages go, and the writing of them."""
+"""Choosing places for new pages, and writing the pages."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterable
 from asyncmig.bolt.format import BRANCH, LEAF, PAGE_HEADER, encode_branch, encode_leaf, encode_page
 from asyncmig.errors import DatabaseError
 
-_MAX_BUFFERS = 512  # below IOV_MAX (1024), the most that one pwritev takes
+_MAX_BUFFERS = 512  # below IOV_MAX (1024), the limit of one pwritev
 
 
 class Space:
-    """Hands out page ids: free pages in ascending order first, then pages behind the high water mark.
+    """Hands out page ids: first free pages in ascending order, then pages from the high water mark on.
 
     ``high_water_mark`` grows as pages are handed out.
     """
 
     def __init__(self, free: Iterable[int], high_water_mark: int) -> None:
         self._runs = runs(free)[::-1]  # popped from the end, so ascending
-        self._passed: list[tuple[int, int]] = []  # runs too short for a request, left for the freelist
+        self._passed: list[tuple[int, int]] = []  # runs that were too short for a request; they stay free
         self._next = self._end = 0
         self.high_water_mark = high_water_mark
 
     def take(self, count: int = 1) -> int:
-        """The first of ``count`` consecutive pages."""
+        """Hand out ``count`` consecutive pages; return the first."""
         if count == 1 and self._next < self._end:
             self._next += 1
             return self._next - 1
@@ -68,10 +68,10 @@ def runs(ids: Iterable[int]) -> list[tuple[int, int]]:
 
 
 class PageWriter:
-    """Allocates pages from ``space`` and writes them, runs of consecutive pages with one system call.
+    """Allocates pages from ``space`` and writes them; one system call writes a run of consecutive pages.
 
-    Pages sit in a buffer until :meth:`flush`.  They are free pages or lie behind the high water mark, so nothing that is
-    committed refers to them: they may be written at any time before the commit.
+    Pages stay in a buffer until :meth:`flush`.  They are free pages or beyond the high water mark, so no committed page refers
+    to them, and they may be written at any time before the commit.
     """
 
     def __init__(self, fd: int, path: str, page_size: int, space: Space) -> None:
@@ -83,21 +83,21 @@ class PageWriter:
         self._start = self._next = 0
 
     def write_leaf(self, keys: list[bytes], values: list[bytes]) -> int:
-        """Write one leaf (with overflow pages if need be); returns its page id."""
+        """Write one leaf, with overflow pages if it needs any; return its page id."""
         return self._write(LEAF, len(keys), encode_leaf(keys, values))
 
     def write_encoded_leaf(self, count: int, payload: bytes) -> int:
-        """Write one leaf whose elements are encoded; returns its page id."""
+        """Write one leaf whose elements are already encoded; return its page id."""
         return self._write(LEAF, count, payload)
 
     def write_leaf_body(self, count: int, body: bytes) -> int:
-        """Write one leaf page, given but for its header; returns its page id."""
+        """Write one leaf page, given without its header; return its page id."""
         page_id = self.space.take()
         self.put(page_id, PAGE_HEADER.pack(page_id, LEAF, count, 0) + body)
         return page_id
 
     def write_branch(self, keys: list[bytes], children: list[int]) -> int:
-        """Write one branch; returns its page id."""
+        """Write one branch; return its page id."""
         return self._write(BRANCH, len(keys), encode_branch(keys, children))
 
     def _write(self, flags: int, count: int, payload: bytes) -> int:
@@ -124,11 +124,11 @@ class PageWriter:
         if self._buffer:
             write_all(self.fd, self.path, self._buffer, self._start * self.page_size)
             self._buffer.clear()
-            self._start = self._next  # the next page may follow directly, and then put() takes it for a continuation
+            self._start = self._next  # if the next page follows directly, put() appends it without setting _start
 
 
 def write_all(fd: int, path: str, buffers: list[bytes], offset: int) -> None:
-    """``pwritev`` until everything is written.  Raises :class:`DatabaseError`, for example when the disk is full."""
+    """``pwritev`` until everything is written.  Raises :class:`DatabaseError`, for example if the disk is full."""
     wanted = sum(map(len, buffers))
     try:
         written = os.pwritev(fd, buffers, offset)

@@ -1,4 +1,4 @@
-"""One transaction: what it read, what it changed, where changed pages will go."""
+"""One transaction: what it has read, what it has changed, and where changed pages go."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from asyncmig.errors import BucketError, CorruptDatabaseError
 
 
 class Tx:
-    """A transaction over the committed state ``pages``.  :class:`Db` makes them.
+    """A transaction over the committed state ``pages``.  :class:`Db` makes transactions.
 
-    ``pages`` is ``None`` for an empty file that is only read.  Pages are decoded when they are needed; a write transaction
-    keeps those it changed until the commit (or until :meth:`Bucket.spill_child`).
+    ``pages`` is ``None`` for an empty file that is only read.  Pages are decoded when they are needed.  A write transaction
+    keeps the nodes that it has changed until the commit, or until :meth:`Bucket.spill_child`.
     """
 
     def __init__(self, pages: PageFile | None, path: str, free: list[int], *, writable: bool) -> None:
@@ -36,7 +36,7 @@ class Tx:
         root, sequence = (pages.meta.root, pages.meta.sequence) if pages else (0, 0)
         self.root = Bucket(self, root, sequence)
 
-    # -- the root bucket, under the names bbolt's Tx has
+    # -- the root bucket, with the names of bbolt's Tx
 
     def bucket(self, name: bytes) -> Bucket | None:
         """The top-level bucket ``name``."""
@@ -67,19 +67,19 @@ class Tx:
     # -- services for Bucket
 
     def check_open(self) -> None:
-        """Raise unless the transaction is running."""
+        """Raise :class:`BucketError` unless the transaction is running."""
         if not self.open:
             raise BucketError(f"{self.path}: the transaction has ended")
 
     def check_writable(self) -> None:
-        """Raise unless the transaction is running and may write."""
+        """Raise :class:`BucketError` unless the transaction is running and may write."""
         self.check_open()
         if not self.writable:
             raise BucketError(f"{self.path}: the transaction is read-only")
 
     @contextmanager
     def indivisible(self) -> Iterator[None]:
-        """A change that must not be committed in part: the transaction ends if the block raises."""
+        """For a change that must not be committed in part: ends the transaction if the block raises."""
         try:
             yield
         except BaseException:
@@ -95,13 +95,13 @@ class Tx:
 
     @property
     def page_size(self) -> int:
-        """Bytes a page."""
+        """Bytes per page."""
         return self.pages.page_size if self.pages else 4096
 
     def load(self, page_id: int, low: bytes | None, high: bytes | None, depth: int) -> Node:
         """Decode a tree page and check its keys against the branch keys around it.
 
-        The check also bounds every walk on a damaged file: keys of different pages can't overlap, so none is met twice.
+        The check also bounds every walk on a damaged file: keys of different pages can't overlap, so no page is read twice.
         """
         pages = self.file
         page, is_leaf = self.tree_page(page_id)
@@ -113,20 +113,20 @@ class Tx:
 
     @property
     def file(self) -> PageFile:
-        """The file, which has pages."""
+        """The file; only for transactions that have one with pages."""
         assert self.pages is not None
         return self.pages
 
     def tree_page(self, page_id: int) -> tuple[Page, bool]:
-        """A branch or leaf page, and whether it is a leaf; it may be one that this transaction has written."""
+        """A branch or leaf page, and whether it is a leaf.  This transaction may have written the page."""
         return self._file_with(page_id).tree_page(page_id)
 
     def single_leaf(self, page_id: int) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
-        """Keys and values of a tree that is one page; ``None`` for another one.  See :meth:`PageFile.single_leaf`."""
+        """Keys and values of a tree that is one page; ``None`` for a larger tree.  See :meth:`PageFile.single_leaf`."""
         return self._file_with(page_id).single_leaf(page_id)
 
     def _file_with(self, page_id: int) -> PageFile:
-        """The file, with what this transaction has written as this page."""
+        """The file.  Flushes page ``page_id`` first if this transaction has written it."""
         pages = self.file
         if self._writer:
             self._writer.flush_page(page_id)
@@ -134,7 +134,7 @@ class Tx:
         return pages
 
     def nodes(self, root: Child) -> Iterator[Node]:
-        """All nodes of a tree, each branch before what is below it, leaves in the order of their keys."""
+        """All nodes of a tree: each branch before the nodes below it, leaves in the order of their keys."""
         stack: list[tuple[Child, bytes | None, bytes | None, int]] = [(root, None, None, 0)]
         while stack:
             node, low, high, depth = stack.pop()
@@ -146,22 +146,22 @@ class Tx:
                 stack += reversed([(child, key, end, depth + 1) for child, key, end in below])
 
     def free(self, node: Node) -> None:
-        """The pages of ``node`` are not needed after this transaction.  They are not used again within it."""
+        """Free the pages of ``node`` when this transaction is committed.  The transaction itself does not use them again."""
         if node.pages:
             self.free_pages(*node.pages)
             node.pages = None
 
     def free_pages(self, first: int, overflow: int) -> None:
-        """A page and its overflow pages are not needed after this transaction."""
+        """Free a page and its overflow pages when this transaction is committed."""
         self._freed.extend(range(first, first + overflow + 1))
 
     # -- the end
 
     def prepare(self, fill_percent: float) -> tuple[Meta, list[int]] | None:
-        """Write all changed pages and the freelist; returns the meta to commit and the free pages after it.
+        """Write all changed pages and the freelist; return the meta to commit and the pages that are free after the commit.
 
-        ``None`` if nothing was changed.  Raises :class:`CorruptDatabaseError` if a page would be freed twice, which means
-        that the file was damaged before.
+        Returns ``None`` if nothing was changed.  Raises :class:`CorruptDatabaseError` if a page would be freed twice, which
+        means that the file was damaged before.
         """
         self.check_writable()
         pages, writer = self.pages, self.writer
@@ -187,7 +187,7 @@ class Tx:
         free = self._merge_free(writer.space.unused())
         stated, payload = encode_freelist(free)
         image = encode_page(freelist, FREELIST, stated, payload, old.page_size)
-        # The list may have become shorter than estimated, but the pages were taken, so they are filled.
+        # The list may have become shorter than estimated, but its pages are taken already, so fill them.
         padding = bytes(count * old.page_size - len(image))
         overflow = (count - 1).to_bytes(4, "little")
         writer.put(freelist, image[: PAGE_HEADER_SIZE - 4] + overflow + image[PAGE_HEADER_SIZE:] + padding)
@@ -201,7 +201,7 @@ class Tx:
         return free
 
     def close(self) -> None:
-        """End the transaction; handles from it raise from now on."""
+        """End the transaction.  From now on its handles raise :class:`BucketError`."""
         self.open = False
         if self.pages:
             self.pages.high_water_mark = self.pages.meta.high_water_mark

@@ -1,8 +1,8 @@
-"""One change to very many small buckets that are alike: worked out once a kind, then applied by copying pieces.
+"""One change to very many small, similar buckets: worked out once for each kind, then applied by copying pieces.
 
-To take a bucket apart, change it and put it together costs several times what it costs to copy what stays.  The entries of a
-store are alike: the same keys, with values of the same sizes.  So the first of each kind is changed the long way, which tells
-where each value of the result comes from, and the others by that recipe.
+Decoding a bucket, changing it and encoding it again costs several times as much as copying the bytes that stay.  The entries
+of a store are similar: the same keys, with values of the same sizes.  So the first bucket of each kind is changed the long way,
+which shows where each value of the result comes from.  The others are changed by that recipe.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _MOST_KINDS = 1024
 class UniformEdit:
     """Changes buckets within a transaction.
 
-    ``change`` gets the contents of a bucket and changes them in place.  What it does may depend on the keys, on the sizes and
-    types of the values, and on the ``signature`` of keys and values; beyond that it must leave values as they are, or set
-    others.  A signature of ``None`` says that the bucket is to be changed the long way.  Any error ends the transaction.
+    ``change`` gets the contents of a bucket and changes them in place.  What it does may depend only on the keys, on the sizes
+    and types of the values, and on the ``signature`` of keys and values.  It must either leave a value as it is or replace it
+    with one that depends on nothing else.  A signature of ``None`` makes this bucket change the long way.  Any error ends the
+    transaction.
     """
 
     def __init__(self, tx: Tx, change: Change, signature: Signature) -> None:
@@ -46,12 +47,12 @@ class UniformEdit:
         self._recipes: dict[Hashable, _Recipe | None] = {}
 
     def __call__(self, value: BucketValue) -> BucketValue:
-        """Write the changed bucket; returns the value that its parent is to hold instead of ``value``."""
+        """Write the changed bucket; return its new value, which replaces ``value`` in its parent."""
         root = value.root
         try:
             small = self._tx.single_leaf(root) if root else decode_inline(value)
         except Malformed:
-            small = None  # the long way has an error for it
+            small = None  # the long way raises the error
         signature = self._signature(*small) if small else None
         if small is None or signature is None:
             return self._long_way(value)[0]
@@ -64,7 +65,7 @@ class UniformEdit:
                     self._tx.free_pages(root, 0)
                 return recipe.write(self._tx, values)
             except BaseException:
-                self._tx.close()  # a part of it must not be committed
+                self._tx.close()  # nobody may commit half a change
                 raise
         new, before, after = self._long_way(value)
         if kind not in self._recipes and len(self._recipes) < _MOST_KINDS and not _is_doubtful(before, after):
@@ -87,19 +88,19 @@ class UniformEdit:
 
 
 class _OneByte(bytes):
-    """A value of one byte as an object of its own; otherwise all that are equal are one object in CPython."""
+    """A value of one byte as an object of its own: in CPython, equal ``bytes`` of length 1 are the same object."""
 
 
 def _is_doubtful(old: dict[bytes, bytes], new: Contents) -> bool:
-    """Whether a value may have been set to what it was already, by chance: then the others of the kind have to tell.
+    """Whether the change may have set a value that happens to equal the old one; another bucket of the kind must then decide.
 
-    A value that is passed on is the same object.
+    A value that the change has left alone is the same object.
     """
     return any((before := old.get(key)) is not value and before == value for key, value in new.items())
 
 
 class _Recipe:
-    """The pieces of a changed bucket: what is the same for all of its kind, and between them values of the old bucket."""
+    """The pieces of a changed bucket: bytes that are the same for its whole kind, and values of the old bucket between them."""
 
     __slots__ = ("_count", "_inline", "_pieces", "_sequence", "_values")
 
@@ -120,7 +121,11 @@ class _Recipe:
 
 
 def _recipe(old: dict[bytes, bytes], new: Contents, written: BucketValue, page_size: int) -> _Recipe | None:
-    """The recipe for a change that made ``new`` of ``old``; ``None`` if there is none: a page belongs to one bucket only."""
+    """The recipe for a change from ``old`` to ``new``.
+
+    ``None`` if the change adds, replaces or removes a bucket that has pages, because a page belongs to one bucket only, or if
+    the result does not fit on a page.
+    """
     changed = [value for key, value in new.items() if old.get(key) is not value]
     replaced = [value for key, value in old.items() if new.get(key) is not value]
     if any(type(value) is BucketValue and value.root for value in (*changed, *replaced)):

@@ -1,1 +1,1 @@
-"""BuildKit's cache metadata database, on top of the bolt format: record values, v1 keys read, v2 keys written."""
+"""BuildKit's cache metadata database, on top of the bolt format: reads v1 records, writes v2 records."""

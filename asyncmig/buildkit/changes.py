@@ -1,4 +1,4 @@
-"""What a new database has otherwise than the old one, as a plan tells it."""
+"""The differences between a new database and the old one, as a plan reports them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RecordChange:
-    """A record that is changed, made (``old`` is ``None``) or dropped (``new`` is ``None``); values by key, changed ones only.
+    """A record that is changed, created (``old`` is ``None``) or dropped (``new`` is ``None``).
 
-    In a dropped or made record all values count as changed.
+    ``old`` and ``new`` are values by key.  They hold only values that change; in a created or dropped record that is all.
     """
 
     record: str
@@ -19,7 +19,7 @@ class RecordChange:
 
 @dataclass(frozen=True, slots=True)
 class IndexChange:
-    """An entry of the index that is added, or else removed."""
+    """An entry of the index that is added, or removed if not ``is_added``."""
 
     key: bytes
     is_added: bool

@@ -1,11 +1,11 @@
 """JSON as Go's ``encoding/json`` reads and writes it.
 
 BuildKit stores each value as the JSON of a Go struct with the fields ``value`` (any JSON) and ``index`` (a string).  What Go
-accepts and what it writes decides what a migrated cache holds, so its rules are followed to the letter:
+accepts and what it writes decides what a migrated cache holds, so this module follows its rules to the letter:
 
-* field names match exactly or, failing that, whatever their case; unknown fields are ignored; of doubles the last one counts;
+* field names match exactly or, failing that, in any case; unknown fields are ignored; of duplicate fields the last one counts;
 * ``null`` leaves a field as it was;
-* bytes that are no UTF-8, and lone surrogates, become U+FFFD, one for each byte;
+* bytes that are not UTF-8, and lone surrogates, become U+FFFD, one for each byte;
 * ``<``, ``>``, ``&``, U+2028 and U+2029 are written as escapes.
 
 Sources: Go ``encoding/json`` (``decode.go``, ``fold.go``, ``encode.go``); ``Value`` in moby/buildkit
@@ -22,22 +22,22 @@ from typing import NoReturn
 
 
 class GoJSONError(ValueError):
-    """What Go's decoder would return an error for."""
+    """Go's decoder would return an error here."""
 
 
 class _Object(list[tuple[str, object]]):
-    """A JSON object with its fields in order, doubles included."""
+    """A JSON object: its fields in order, duplicates included."""
 
 
 class _Number(str):
-    """A JSON number, not converted: Go's ``RawMessage`` doesn't convert it either."""
+    """A JSON number as text: Go's ``RawMessage`` doesn't convert it either."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A decoded value.  ``value`` is what stands in the field of that name; :data:`ABSENT` if there is none."""
+    """A decoded value.  ``value`` is the content of the field of that name; :data:`ABSENT` without the field."""
 
     value: object
     index: str
@@ -45,7 +45,7 @@ class Value:
 
 ABSENT = object()
 
-# The usual forms, for which a match proves that they are valid: a string, a pair of strings, a number or a truth value.
+# The usual forms: a string, a pair of strings, a number or a boolean.  A match proves that a value is valid.
 _TEXT = rb'"[ !#-\[\]-~]*"'
 _ANY_TEXT = rb'"[^\x00-\x1f"\\]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^\x00-\x1f"\\]*)*"'
 _USUAL_VALUE = (
@@ -63,13 +63,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def validate(raw: bytes) -> None:
-    """Raise :class:`GoJSONError` unless ``raw`` decodes into a value."""
+    """Raise :class:`GoJSONError` unless Go can decode ``raw`` into a value."""
     if not _USUAL.fullmatch(raw):
         decode(raw)
 
 
 def are_usual(values: Sequence[bytes]) -> bool:
-    """Whether all values are of the usual forms, or empty; such need no validation.  Quicker than to look at each."""
+    """Whether all values have a usual form or are empty, so that none needs validation.  Quicker than checking each."""
     lines = b"\n".join((*values, b""))
     return lines.count(b"\n") == len(values) and _ALL_USUAL.fullmatch(lines) is not None
 
@@ -88,7 +88,7 @@ def decode(raw: bytes) -> Value:
 
 
 def decode_string(raw: bytes) -> str:
-    """The string in a value, "" if it holds anything else.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
+    """The string in a value, "" if it holds anything else.  Raises :class:`GoJSONError` if ``raw`` is not a value."""
     usual = _USUAL_STRING.fullmatch(raw)
     if usual:
         return usual[1].decode("ascii")
@@ -97,12 +97,12 @@ def decode_string(raw: bytes) -> str:
 
 
 def decode_bool(raw: bytes) -> bool:
-    """Whether a value is ``true``.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
+    """Whether a value is ``true``.  Raises :class:`GoJSONError` if ``raw`` is not a value."""
     return raw == TRUE or decode(raw).value is True
 
 
 def decode_index(raw: bytes) -> str:
-    """The index of a value, "" if it has none.  Raises :class:`GoJSONError` if ``raw`` is no value at all."""
+    """The index of a value, "" if it has none.  Raises :class:`GoJSONError` if ``raw`` is not a value."""
     if not raw:
         return ""
     usual = _USUAL_INDEX.fullmatch(raw)
@@ -110,9 +110,9 @@ def decode_index(raw: bytes) -> str:
 
 
 def decode_string_pair(raw: bytes, first: str, second: str) -> tuple[str, str]:
-    """Two string fields of the object in a value, each "" if it is missing or null.
+    """Two string fields of the object in a value; a field is "" if it is missing or null.
 
-    Raises :class:`GoJSONError` if the value is missing or of another type.
+    Raises :class:`GoJSONError` if the value is missing or has another type.
     """
     usual = _USUAL_PAIR.fullmatch(raw) if (first, second) == ("Blobsum", "DiffID") else None
     if usual:
@@ -139,7 +139,7 @@ def _parse(raw: bytes) -> object:
 
 
 def _no_constant(name: str) -> NoReturn:
-    # Python takes NaN and Infinity for numbers; JSON has no such thing.
+    # Python accepts NaN and Infinity as numbers, but they are not JSON.
     raise ValueError(f"unexpected {name}")
 
 
@@ -169,14 +169,14 @@ def _kind(value: object) -> str:
 
 
 def _matches(name: str, field: str) -> bool:
-    # Of all characters, only the long s and the Kelvin sign fold to ASCII letters; lower() knows the Kelvin sign.
+    # Besides ASCII letters, only the long s and the Kelvin sign fold to one; lower() handles the Kelvin sign.
     return name == field or name.lower().replace("\u017f", "s") == field.lower()
 
 
 def to_valid(text: str) -> str:
-    """``text`` as it comes back from Go's JSON: whatever is no valid character replaced by U+FFFD.
+    """``text`` as it comes back from Go's JSON: every invalid character is replaced by U+FFFD.
 
-    Bytes that are no UTF-8 are lone surrogates in Python strings (``surrogateescape``).
+    Bytes that are not UTF-8 are lone surrogates in Python strings (``surrogateescape``).
     """
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
@@ -196,13 +196,13 @@ def _escape(match: re.Match[str]) -> str:
 
 def quote(text: str) -> str:
     """``text`` as Go writes a JSON string."""
-    # Ids and digests need no look at each character.
+    # Fast path for ids and digests.
     is_plain = text.isascii() and text.replace(":", "", 1).isalnum()
     return f'"{text}"' if is_plain else f'"{_ESCAPED.sub(_escape, text)}"'
 
 
 def encode_string(text: str, index: str = "") -> bytes:
-    """A value that holds a string, with an index if that is not empty."""
+    """A value that holds a string, with an index unless it is empty."""
     if index:
         return f'{{"value":{quote(text)},"index":{quote(index)}}}'.encode()
     return f'{{"value":{quote(text)}}}'.encode()

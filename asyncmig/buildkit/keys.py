@@ -4,11 +4,11 @@ Sources: moby/buildkit v0.6.4 ``cache/metadata.go``, ``snapshot/blobmapping/snap
 """
 
 MAIN = b"_main"
-"""One bucket a record."""
+"""One bucket per record."""
 INDEX = b"_index"
 """Keys ``<index>::<record id>`` with empty values."""
 EXTERNAL = b"_external"
-"""One bucket a record, of raw bytes."""
+"""One bucket per record, with raw bytes as values."""
 
 # v1
 EQUAL_MUTABLE = b"cache.equalMutable"
@@ -29,14 +29,14 @@ CHAIN_ID = b"cache.chainID"
 BLOB_CHAIN_ID = b"cache.blobChainID"
 
 LAYER = (BLOB, DIFF_ID, MEDIA_TYPE, BLOB_SIZE)
-"""What describes the blob of a layer."""
+"""The keys that describe the blob of a layer."""
 CHAIN = (CHAIN_ID, BLOB_CHAIN_ID)
 
 WRITTEN = frozenset({COMMITTED, PARENT, SNAPSHOT, *LAYER, *CHAIN})
-"""All keys that every migration may write; a repair may write others, too."""
+"""The keys that any migration may write; a repair may write other keys, too."""
 
 READ = frozenset({EQUAL_MUTABLE, BLOB_MAPPING, DELETED})
-"""The keys of v1 that a migration looks at."""
+"""The v1 keys that a migration reads."""
 
 CHAIN_INDEX = "chainid:"
 BLOB_CHAIN_INDEX = "blobchainid:"

@@ -1,4 +1,4 @@
-"""One cache record, as far as a migration is concerned with it."""
+"""One cache record: the parts of it that a migration uses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from asyncmig.buildkit.gojson import to_valid
 
 
 class Changes:
-    """Which v2 keys of a record are to be written: bits of :attr:`Record.changes`.
+    """Which v2 keys of a record to write: bits of :attr:`Record.changes`.
 
-    Plain numbers, because testing a bit of an ``IntFlag`` costs microseconds and happens several times a record.
+    They are plain numbers, because testing a bit of an ``IntFlag`` costs microseconds and happens several times per record.
     """
 
     COMMITTED = 1
@@ -27,18 +27,18 @@ class Indexed:
 
     NONE = 0
     PLAIN = 1
-    """Those in which ``"index":`` stands."""
+    """Those that contain ``"index":``."""
     ANY = 2
-    """Any: not all are of the usual forms."""
+    """Any of them: not all have a usual form."""
 
 
 class Record:
     """A record of the cache.
 
-    ``id`` and ``parent`` are exact (bytes that are no UTF-8 as lone surrogates), the other strings as Go's JSON gives them
-    back.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID, ``blob_size`` in
-    bytes.  ``edits`` are values that a repair sets besides those of ``changes``; an empty one clears its key.
-    ``indexed`` tells which of its values have to be looked at for an index.
+    ``id`` and ``parent`` are exact (bytes that are not UTF-8 are lone surrogates); the other strings are as Go's JSON returns
+    them.  An empty string means that there is none.  ``blob_mapping`` is v1's pair of blob digest and diffID; ``blob_size`` is
+    in bytes.  ``edits`` are values that a repair sets besides those of ``changes``; an empty value clears its key.
+    ``indexed`` says which of its values may have an index.
     """
 
     __slots__ = (
@@ -76,16 +76,16 @@ class Record:
 
     @property
     def is_holder(self) -> bool:
-        """Whether this is an unfinalised immutable record: its data is the snapshot of the record ``equal_mutable``."""
+        """Whether this record is not finalised: its data is still the snapshot of the record ``equal_mutable``."""
         return bool(self.equal_mutable)
 
     @property
     def snapshot(self) -> str:
-        """What BuildKit reads back from cache.snapshot, which is written as the record's own id."""
+        """The value that BuildKit reads back from cache.snapshot; a migration writes the record's own id there."""
         return to_valid(self.id)
 
     def edit(self, name: bytes, value: bytes) -> None:
-        """Set a value besides those of :attr:`changes`; an empty one clears the key, as BuildKit does it."""
+        """Set a value besides those of :attr:`changes`.  An empty value clears the key, as in BuildKit."""
         if self.edits is None:
             self.edits = {}
         self.edits[name] = value

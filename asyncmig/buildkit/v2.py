@@ -1,4 +1,4 @@
-"""The records of a ``metadata_v2.db``, as far as a check of them is concerned.
+"""The records of a ``metadata_v2.db``: the parts that ``verify`` checks.
 
 Any v2 cache, also one that newer daemons have worked with.  Sources: moby/buildkit ``cache/metadata.go``, v0.7 to v0.27;
 ``cache/manager.go``.
@@ -16,14 +16,14 @@ from asyncmig.buildkit.gojson import GoJSONError
 from asyncmig.buildkit.metadata import MetadataDb, Progress, no_progress
 
 BLOB_ONLY = b"cache.blobonly"
-"""True for a layer that is not extracted yet; it may have no snapshot, and its blob may be remote."""
+"""True for a layer that is not extracted yet.  It may have no snapshot, and its blob may be remote."""
 MERGE_PARENTS = b"cache.mergeParents"
 LOWER_PARENT = b"cache.lowerDiffParent"
 UPPER_PARENT = b"cache.upperDiffParent"
 
 
 class V2Record:
-    """A record.  Strings are "" and lists empty where there is none; ``blob_size``, in bytes, is -1 as BuildKit has it then.
+    """A record.  Missing strings are "", missing lists are empty; a missing ``blob_size`` (bytes) is -1, as in BuildKit.
 
     ``parents`` are those of a merge, or ``lower`` and ``upper`` of a diff; neither has a ``parent``.  ``indexes`` are those
     that its values ask for, ``malformed`` what is wrong with values that can't be read.
@@ -73,7 +73,7 @@ class V2Record:
 
     @property
     def all_parents(self) -> list[str]:
-        """The records that it is built on."""
+        """Ids of the records that this record is built on."""
         return [self.parent] if self.parent else self.parents
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class V2Record:
 def read_records(
     database: MetadataDb, *, checkpoint: Checkpoint = no_checkpoint, progress: Progress = no_progress
 ) -> list[V2Record]:
-    """All records, in the order of their ids.  Blocking.  Raises :class:`DatabaseError`."""
+    """All records, in the order of their ids.  Blocks.  Raises :class:`DatabaseError`."""
     found = []
     for name, names, values in database.raw_records(checkpoint):
         record = V2Record(name)
@@ -144,7 +144,7 @@ def _parents_of_merge(record: V2Record, value: bytes) -> None:
 
 
 def _media_type(record: V2Record, value: bytes) -> None:
-    record.media_type = sys.intern(gojson.decode_string(value))  # there are few different ones
+    record.media_type = sys.intern(gojson.decode_string(value))  # few media types are different
 
 
 def _blob_size(record: V2Record, value: bytes) -> None:

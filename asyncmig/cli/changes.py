@@ -1,4 +1,4 @@
-"""A change of a plan as a line of JSON."""
+"""One change of a plan as one line of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Values = dict[bytes, bytes | None]
 
 
 def change_line(change: Change) -> str:
-    """The line, without its end.  ASCII, whatever the names; bytes that are no UTF-8 are lone surrogates."""
+    """The line, without its line end.  Always ASCII; bytes that are not UTF-8 are lone surrogates."""
     if isinstance(change, RecordChange):
         content: dict[str, object] = {"change": "record", "record": change.record}
         content |= {"old": _values(change.old), "new": _values(change.new)}

@@ -1,4 +1,4 @@
-"""Standard output where it is what a command is for."""
+"""Standard output of commands whose purpose is to print something."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from asyncmig.errors import printable
 
 
 def say(line: str) -> None:
-    """Print a line of text.  What comes from files has been escaped where it was put into it; what was forgotten is here."""
+    """Print a line of text.
+
+    Callers have already escaped text that comes from files; escaping the whole line catches what they forgot.
+    """
     click.echo(printable(line))
 
 
 @contextmanager
 def writing_output() -> Iterator[None]:
-    """Raise :class:`OutputError` for what the block can't write to standard output, which is flushed at its end.
+    """Raise :class:`OutputError` if the block can't write to standard output.  Flushes it at the end.
 
     The reader of a pipe (head, less) may have seen enough: that ends the block and is no error.  So nothing that is needed
     behind the block may be computed in it.

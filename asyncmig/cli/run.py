@@ -22,12 +22,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callable[[], None]) -> T:
-    """Run ``function`` to its result; SIGINT, SIGTERM and SIGHUP cancel it, and ``on_signal`` is called.
+    """Run ``function`` and return its result.  SIGINT, SIGTERM and SIGHUP cancel it and call ``on_signal``.
 
-    A KeyboardInterrupt in the main task would tear even a shielded section, so the signals have handlers of ours from before
-    the event loop starts.  They are not the event loop's (``anyio.open_signal_receiver``): those give way to Python's own when
-    the loop ends, and one more Ctrl-C in that moment would cost the outcome.  Afterwards the signals are ignored: what remains
-    is to print it.  Raises :class:`Interrupted` if the function did not complete.
+    A KeyboardInterrupt in the main task would interrupt even a shielded section, so our own handlers are installed before the
+    event loop starts.  The event loop's handlers (``anyio.open_signal_receiver``) would not do: Python's own take their place
+    when the loop ends, and one more Ctrl-C at that moment would lose the outcome.  Afterwards the signals are ignored, because
+    only printing the outcome remains.
+
+    Raises :class:`Interrupted` if the function did not complete, and :class:`ResourceError` if no event loop can start.
     """
     if backend == "trio":
         _require_trio()
@@ -43,7 +45,10 @@ def run(function: Callable[[], Awaitable[T]], *, backend: str, on_signal: Callab
 
 
 def _reason(error: BaseException) -> str:
-    """asyncio fails once more, in a way that says nothing, when it closes a loop that could not be made."""
+    """Why the event loop could not start: the first lack of resources in the chain of errors.
+
+    asyncio raises another error, which says nothing, when it closes the loop that could not be made.
+    """
     last: BaseException | None = error
     while last is not None:
         if lacking := lack_of_resources(last):
@@ -53,7 +58,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Signals:
-    """The signals that have arrived, and what is to be done about the next one."""
+    """The signals that have arrived, and what to do about the next one."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.received: list[signal.Signals] = []
@@ -61,7 +66,7 @@ class _Signals:
         self._on_signal = on_signal
         self._cancel: Callable[[], object] = _nothing
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it for SIGHUP
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP; leave it so
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -69,7 +74,7 @@ class _Signals:
         self._cancel()
 
     def cancelling(self, scope: anyio.CancelScope) -> None:
-        """Cancel ``scope`` at the next signal, on the running event loop, and at once if there was one already."""
+        """Cancel ``scope`` at the next signal, on the running event loop; at once if a signal has already arrived."""
 
         def cancel() -> None:
             scope.cancel()
@@ -80,7 +85,7 @@ class _Signals:
             cancel()
 
     def ended(self) -> None:
-        """The event loop ends."""
+        """Call nothing on the event loop any more, because it ends."""
         self._cancel = _nothing
 
     def ignore(self) -> None:
@@ -90,11 +95,11 @@ class _Signals:
 
 
 def _nothing() -> None:
-    """Nobody is to be cancelled."""
+    """There is nothing to cancel."""
 
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:
-    """How a signal handler gets a function called by the running event loop."""
+    """A function with which a signal handler makes the running event loop call another function."""
     loop = _asyncios_loop()
     if loop is not None:
         return loop.call_soon_threadsafe
@@ -112,10 +117,10 @@ def _asyncios_loop() -> asyncio.AbstractEventLoop | None:
 
 @contextmanager
 def _woken_by_signals() -> Iterator[None]:
-    """Wake the event loop when a signal arrives, so that its handler runs.
+    """Wake the event loop when a signal arrives, so that our handler runs.
 
-    A signal that another thread receives, or this one in the moment before it waits, does not end asyncio's waiting, and Python
-    runs handlers in the main thread only.  asyncio sees to it for handlers of its own, trio for all.
+    Python runs handlers in the main thread only.  asyncio goes on waiting if another thread receives the signal, or if the
+    main thread receives it just before it starts to wait.  asyncio handles this for its own handlers only, trio for all.
     """
     loop = _asyncios_loop()
     if loop is None:

@@ -1,1 +1,1 @@
-"""What is this directory, and where are its stores?  From a place to opened, locked, trusted stores."""
+"""What is this directory, and where are its stores?  Turns a path into opened, locked and trusted stores."""

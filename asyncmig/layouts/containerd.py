@@ -1,4 +1,4 @@
-"""The containerd worker: its stores are in a containerd, which runs or is stopped.
+"""The containerd worker: its stores are in a containerd, which is running or stopped.
 
 Source of the paths: containerd's plugin ids.
 """
@@ -20,8 +20,8 @@ from asyncmig.stores.containerd.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 class ContainerdLayout(Layout):
     """A cache of a containerd worker.
 
-    ``address`` is the socket of the running containerd.  If it is ``None``, containerd is stopped, and ``containerd_root`` is
-    its root directory, links resolved.
+    ``address`` is the socket of the running containerd.  If it is ``None``, containerd is stopped and ``containerd_root`` is
+    its root directory with links resolved.
     """
 
     address: str | None = None
@@ -40,9 +40,10 @@ class ContainerdLayout(Layout):
         containerd_root: StrPath | None,
         address: str | None,
     ) -> ContainerdLayout:
-        """What is not given is taken from the environment, by the names that ctr looks at, too, or is ctr's default.
+        """The layout of the cache in ``directory``.
 
-        Raises :class:`LayoutError` for an address that names no socket.
+        Namespace and address default to the environment variables that ctr reads, then to ctr's defaults.  Raises
+        :class:`LayoutError` if the address is not that of a unix socket.
         """
         namespace = namespace or os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE
         if containerd_root is not None:
@@ -65,7 +66,7 @@ class ContainerdLayout(Layout):
 
     @property
     def is_shared(self) -> bool:
-        """A containerd may have any users."""
+        """Always: a containerd may have any number of users."""
         return True
 
     @property
@@ -86,12 +87,15 @@ class ContainerdLayout(Layout):
         return os.path.join(self.containerd_root, f"io.containerd.snapshotter.v1.{self.snapshotter}", "metadata.db")
 
     def check_reachable(self) -> None:
-        """Raise :class:`LayoutError` for a cache whose stores are in its own directory, or a root that is none."""
+        """Raise :class:`LayoutError` if the stores are in the cache's own directory, or if the root is not a containerd's."""
         super(ContainerdLayout, self).check_reachable()
         if exists(os.path.join(self.directory, CONTAINERD_META)):
             raise LayoutError(
-                f"{printable(self.directory)}: the stores of this cache lie in the directory itself ({CONTAINERD_META}), "
+                f"{printable(self.directory)}: the stores of this cache are in the directory itself ({CONTAINERD_META}), "
                 "not in a containerd; leave out --address, --containerd-root and --layout"
             )
         if self.address is None and not exists(self.containerd_metadata):
-            raise LayoutError(f"{printable(self.containerd_metadata)}: not there; is this the root directory of a containerd?")
+            raise LayoutError(
+                f"{printable(self.containerd_metadata)}: no such file; give containerd's root directory with --containerd-root "
+                "(usually /var/lib/containerd)"
+            )

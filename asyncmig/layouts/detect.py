@@ -1,4 +1,4 @@
-"""What is this directory?  From a path to the places of one cache."""
+"""What is this directory?  Turns a path into the layout of one cache."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def find_layout(
 ) -> Layout:
     """The cache at ``path``: a worker directory (``runc-overlayfs``) or a BuildKit root that holds one.
 
-    ``layout`` is one of :data:`LAYOUTS`.  What is ``None`` is told from the directory; for the containerd layout, namespace and
-    address are then those of the environment that ctr looks at, too.  Raises :class:`LayoutError` if there is no cache, if
-    there are several, or if its stores are out of reach.  Blocking, but only looks at a few directory entries.
+    ``layout`` is one of :data:`LAYOUTS`.  An argument that is ``None`` is derived from the directory; in the containerd layout,
+    namespace and address come from the environment variables that ctr reads.  Raises :class:`LayoutError` if there is no
+    cache, if there are several, or if its stores are out of reach.  Blocks, but only looks at a few directory entries.
     """
     if layout not in LAYOUTS:
-        raise LayoutError(f"unknown layout {printable(layout)}; choose {', '.join(LAYOUTS)}")
+        raise LayoutError(f"unknown layout {printable(layout)}; choose one of {', '.join(LAYOUTS)}")
     if address is not None and containerd_root is not None:
-        raise LayoutError("a running containerd (address) and a stopped one (containerd root) exclude each other")
+        raise LayoutError("containerd is either running (address) or stopped (containerd root): give only one of them")
     given = {"snapshotter": snapshotter, "namespace": namespace, "address": address, "containerd root": containerd_root}
     for what, text in {"path": path, **given}.items():
         if text is not None and not os.fspath(text):
-            raise LayoutError(f"the {what} is empty")
+            raise LayoutError(f"the {what} is empty; give a value, or leave it out")
     directory = os.path.abspath(os.fspath(path))
     if not is_directory(directory):
         raise LayoutError(f"{printable(directory)}: {_instead_of_a_file(directory)}")
@@ -62,13 +62,13 @@ def find_layout(
         found = OciLayout(
             directory=worker, links=tuple(links), namespace=namespace or DEFAULT_NAMESPACE, snapshotter=snapshotter
         )
-    if exists(found.v1) and not exists(found.v2):  # otherwise nothing is to be done, so nothing to be reached
+    if exists(found.v1) and not exists(found.v2):  # otherwise there is nothing to migrate, so the stores are not needed
         found.check_reachable()
     return found
 
 
 def _places(path: str) -> list[str]:
-    """Where the directory ``path`` is, and the links that lead there, the last one first."""
+    """The real path of the directory ``path``, then the links that lead there, the last one first."""
     places: list[str] = []
     while os.path.islink(path):
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
@@ -83,7 +83,7 @@ def _match_name(*places: str) -> re.Match[str] | None:
 
 
 def _looks_like_containerd(worker: str, match: re.Match[str] | None) -> bool:
-    """Whether the stores of this worker are not in its directory."""
+    """Whether the stores of this worker seem to be in a containerd, not in its directory."""
     if match:
         return match[1] == "containerd"
     stores = (CONTAINERD_META, DOCKER_SNAPSHOTS, "content", "snapshots")

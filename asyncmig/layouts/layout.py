@@ -1,4 +1,4 @@
-"""The places of one cache: what all kinds of caches have in common."""
+"""Where the files of one cache are: what all kinds of caches have in common."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ V1 = "metadata.db"
 V2 = "metadata_v2.db"
 _DAEMON_LOCK = "buildkitd.lock"
 DOCKER_SNAPSHOTS = "snapshots.db"
-NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db), which this version of asyncmig can't migrate yet"
+NO_DOCKER = "this is the cache of a dockerd (it has a snapshots.db); this version of asyncmig can't migrate it"
 DEFAULT_SNAPSHOTTER = "overlayfs"
-"""What every BuildKit took that made v1 caches in containerd, and containerd's own default."""
+"""Every BuildKit that made v1 caches in containerd used this one; it is also containerd's own default."""
 DEFAULT_NAMESPACE = "buildkit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout(ABC):
-    """The places of one cache.
+    """Where the files of one cache are.
 
-    ``directory`` is the worker directory, links resolved, and ``links`` are those that led there; ``snapshotter`` is "" while
-    it is not known.
+    ``directory`` is the worker directory with links resolved; ``links`` are the links that led there.  ``snapshotter`` is ""
+    as long as it is unknown.
     """
 
     directory: str
@@ -34,7 +34,7 @@ class Layout(ABC):
     links: tuple[str, ...] = ()
 
     name: ClassVar[str]
-    """The kind of cache, as ``--layout`` has it."""
+    """The kind of cache, as ``--layout`` names it."""
 
     # -- BuildKit's own files
 
@@ -50,22 +50,22 @@ class Layout(ABC):
 
     @property
     def journal(self) -> str:
-        """What a migration notes of what it changes."""
+        """The journal, which says what a migration changes."""
         return self.v2 + ".journal"
 
     @property
     def temporary(self) -> list[str]:
-        """The names under which new files are written; what is left there of an earlier attempt is removed."""
+        """The names under which new files are written.  An earlier attempt may have left files there; they are removed."""
         return [self.v2 + ".tmp", self.journal + ".tmp"]
 
     @property
     def daemon_locks(self) -> list[str]:
-        """The files one of which a running buildkitd keeps locked; versions before v0.5.1 have none.
+        """The possible lock files of a buildkitd.  A running one keeps one of them locked; versions before v0.5.1 have none.
 
-        The file lies in the daemon's root: beside the worker directory, or beside a link to it if the daemon uses the link.
+        The file is in the daemon's root: beside the worker directory, or beside a link to it if the daemon uses the link.
         """
         locks = (os.path.join(os.path.dirname(path), _DAEMON_LOCK) for path in (self.directory, *self.links))
-        # Each file once: a second lock on it would conflict with the first.
+        # Each file only once: a second lock on it would conflict with the first.
         return list(dict.fromkeys(map(os.path.realpath, locks)))
 
     # -- the stores
@@ -103,14 +103,14 @@ class Layout(ABC):
     @property
     @abstractmethod
     def snapshotter_metadata(self) -> str:
-        """The snapshotter's database; "" while the snapshotter is not known and the path depends on it."""
+        """The snapshotter's database; "" as long as the snapshotter is unknown and the path depends on it."""
 
     @property
     def edited(self) -> list[str]:
-        """The databases that a migration edits; a running containerd edits its own."""
+        """The databases that a migration edits itself: none if a running containerd edits its own."""
         return [] if self.address else [path for path in (self.containerd_metadata, self.snapshotter_metadata) if path]
 
     def check_reachable(self) -> None:
-        """Raise :class:`LayoutError` where it can be seen that the stores are not in the places of the layout."""
+        """Raise :class:`LayoutError` if the stores are obviously not where the layout has them."""
         if exists(os.path.join(self.directory, DOCKER_SNAPSHOTS)):
             raise LayoutError(f"{printable(self.directory)}: {NO_DOCKER}")

@@ -1,4 +1,4 @@
-"""The OCI worker, the default of buildkitd: its stores lie in the worker directory.
+"""The OCI worker, buildkitd's default: its stores are in the worker directory.
 
 Source: moby/buildkit ``worker/runc/runc.go``.
 """
@@ -28,12 +28,12 @@ class OciLayout(Layout):
 
     @property
     def is_shared(self) -> bool:
-        """They are the worker's own."""
+        """Never: the stores belong to the worker alone."""
         return False
 
     @property
     def containerd_metadata(self) -> str:
-        """The worker has containerd's metadata store built in."""
+        """The database of containerd's metadata store, which is built into the worker."""
         return os.path.join(self.directory, CONTAINERD_META)
 
     @property
@@ -45,6 +45,6 @@ class OciLayout(Layout):
     def snapshotter_metadata(self) -> str:
         """The database of its only snapshotter."""
         snapshots = os.path.join(self.directory, "snapshots")
-        # stargz inside an OCI worker keeps it one level deeper.
+        # stargz inside an OCI worker keeps its database one level deeper.
         deeper = os.path.join(snapshots, "snapshotter")
         return os.path.join(deeper if is_directory(deeper) else snapshots, "metadata.db")

@@ -1,4 +1,4 @@
-"""From the places of a cache to its stores: opened, locked and found fit."""
+"""Opens the stores of a cache: locks them and checks that they are usable."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from asyncmig.stores.ports import Stores
 
 @dataclass(frozen=True, slots=True)
 class OpenStores:
-    """The stores of a cache; ``layout`` with the snapshotter settled.
+    """The stores of a cache.
 
     ``growth``: each file that is edited and the bytes by which it may grow, see :meth:`OfflineFiles.growth`.
     ``server``: version of the running containerd, "" if there is none.
-    ``notes``: what is odd about the files and does no harm.
+    ``notes``: what is odd about the files but does no harm.
     """
 
     layout: Layout
@@ -48,9 +48,9 @@ def check_changeable(checkpoint: Checkpoint, layout: Layout, *, trust_others: bo
 async def open_stores(
     layout: Layout, *, writable: bool, concurrency: int, patience: float, progress: Progress, trust_others: bool = False
 ) -> AsyncIterator[OpenStores]:
-    """The stores of the cache, until the end of the block.
+    """The stores of the cache, open until the end of the block.
 
-    Files are locked against every other process; without ``writable`` only shared locks are taken and nothing can be changed.
+    Locks the files against every other process; without ``writable`` it takes only shared locks and nothing can be changed.
     ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
     ``progress`` is called for every object that a verb has dealt with, from any thread.
 
@@ -84,14 +84,15 @@ async def _open_running(
 
 
 def _import_containerd(_: Checkpoint) -> ModuleType:
-    """The adapter: late, because the start would take twice as long; in a thread, because an event loop would wait for it."""
+    """The adapter.  Imported late, or every start would take twice as long, and in a thread, or the event loop would wait."""
     return import_module("asyncmig.stores.containerd.stores")
 
 
 @asynccontextmanager
 async def _locked_daemon(paths: list[str], writable: bool) -> AsyncIterator[None]:
-    """The lock that buildkitd holds while it runs, wherever the file is there."""
-    # Kept outside of the call, here and below: when the caller is cancelled in the last moment, a result would be lost.
+    """Hold the lock that buildkitd holds while it runs, on each of ``paths`` that exists."""
+    # The list is kept outside of the call, here and below: in_thread drops a result if the caller is cancelled at the last
+    # moment, and then nobody would close the files.
     opened: list[int] = []
 
     def take(_: Checkpoint) -> None:
@@ -149,7 +150,7 @@ def _open(
 ) -> None:
     if not layout.snapshotter:
         layout = _settle_snapshotter(layout)
-        check_links(layout)  # there is one file more
+        check_links(layout)  # again: the snapshotter's database is known only now
         if writable:
             check_changeable(checkpoint, layout, trust_others=trust_others)
     files = OfflineFiles.open(
@@ -163,7 +164,7 @@ def _open(
 
 
 def _settle_snapshotter(layout: Layout) -> Layout:
-    """Tell the snapshotter from the metadata database when the directory's name does not tell it."""
+    """Read the snapshotter's name from the metadata database, because the directory's name does not contain it."""
     files = OfflineFiles.open(layout.containerd_metadata, "", namespace=layout.namespace, writable=False)
     try:
         found = files.snapshotters()
@@ -171,7 +172,7 @@ def _settle_snapshotter(layout: Layout) -> Layout:
         files.close()
     if len(found) > 1:
         raise LayoutError(
-            f"{printable(layout.containerd_metadata)}: has snapshots of several snapshotters, "
-            f"name one with --snapshotter: {', '.join(map(printable, found))}"
+            f"{printable(layout.containerd_metadata)}: has snapshots of several snapshotters; "
+            f"choose one with --snapshotter: {', '.join(map(printable, found))}"
         )
     return replace(layout, snapshotter=found[0] if found else DEFAULT_SNAPSHOTTER)

@@ -1,4 +1,4 @@
-"""Looking at paths without guessing."""
+"""Looking at paths without guessing: what can't be looked at does not count as missing."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from asyncmig.errors import DatabaseError, LayoutError, printable, reason
 
 
 def exists(path: str) -> bool:
-    """Whether there is something at ``path``, be it a link to nowhere.
+    """Whether there is anything at ``path``, even a link to nowhere.
 
-    Raises :class:`LayoutError` if that can't be told, for want of a permission for example: "not there" would be a guess, and
-    a cache that was overlooked would count as migrated.
+    Raises :class:`LayoutError` if that can't be found out, for example without permission.  "Not there" would be a guess, and
+    an overlooked cache would count as migrated.
     """
     return _mode(path, os.lstat) != 0
 
 
 def is_directory(path: str) -> bool:
-    """Whether there is a directory at ``path``, links followed.  Raises :class:`LayoutError` as :func:`exists` does."""
+    """Whether ``path`` is a directory or a link to one.  Raises :class:`LayoutError` as :func:`exists` does."""
     return stat.S_ISDIR(_mode(path, os.stat))
 
 
 def _mode(path: str, look: Callable[[str], os.stat_result]) -> int:
-    """0 if there is nothing."""
+    """The mode of what is at ``path``, 0 if there is nothing."""
     try:
         return look(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -34,9 +34,9 @@ def _mode(path: str, look: Callable[[str], os.stat_result]) -> int:
 
 
 def open_to_read(path: str) -> int:
-    """A file descriptor of a regular file at ``path``, which is neither a link nor anything that could be waited for.
+    """Open the regular file ``path`` for reading; return the file descriptor.  Follows no link and never waits for a FIFO.
 
-    Raises :class:`OSError`, and :class:`DatabaseError` for what is no regular file.
+    Raises :class:`OSError`, and :class:`DatabaseError` if it is not a regular file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

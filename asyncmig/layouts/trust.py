@@ -1,7 +1,7 @@
-"""What of a cache may be touched: which links, which kinds of files, whose.
+"""Which files of a cache may be touched, by links, kinds of files and owners.
 
-See docs/decisions/0009-trust.md for the rules and their reasons.  What is checked here by name is opened later, so
-:func:`check_owners` sees to it that nobody else can put something else there in between.
+docs/decisions/0009-trust.md has the rules and their reasons.  These functions check names, and the files are opened later.
+:func:`check_owners` makes sure that nobody else can put another file there in between.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _KINDS = {
 
 
 def check_links(layout: Layout) -> None:
-    """Raise :class:`UntrustedError` for what is no file of the cache's own: a link, a pipe, a directory in its place.
+    """Raise :class:`UntrustedError` if a link, a pipe or a directory is in the place of a file of the cache.
 
-    For whatever is to be done, reading included.  Blocking, but never waits for the other end of a pipe.
+    Every command calls this, even one that only reads.  Blocks, but never waits for the other end of a pipe.
     """
     for root, path in _files(layout):
         _check_way(root, os.path.dirname(path))
@@ -35,7 +35,7 @@ def check_links(layout: Layout) -> None:
     for temporary in layout.temporary:
         status = _look(temporary)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            raise UntrustedError(f"{printable(temporary)}: a directory, where a file is to be written; move it away")
+            raise UntrustedError(f"{printable(temporary)}: a directory, but asyncmig has to write a file there; move it away")
     if not layout.address:
         for algorithm in ("sha256", "sha384", "sha512"):
             _check_way(layout.root, os.path.join(layout.content_directory, "blobs", algorithm))
@@ -65,7 +65,7 @@ def check_owners(layout: Layout, *, trust_others: bool = False) -> None:
 
 
 def _files(layout: Layout) -> Iterator[tuple[str, str]]:
-    """Everything that is opened, each with the directory out of which no link may lead."""
+    """Every file that is opened, each after the directory that no link may lead out of."""
     for path in (layout.v1, layout.v2, layout.journal):
         yield layout.directory, path
     for path in layout.edited:
@@ -91,7 +91,7 @@ def _look(path: str) -> os.stat_result | None:
 
 
 def _check_way(root: str, directory: str) -> None:
-    """No link on the way from ``root`` to ``directory``, both without links above, may lead out of ``root``."""
+    """Raise if a link on the way from ``root`` to ``directory`` leads out of ``root``.  There are no links above ``root``."""
     place = root
     for name in os.path.relpath(directory, root).split(os.sep):
         place = os.path.join(place, name)
@@ -103,18 +103,19 @@ def _check_way(root: str, directory: str) -> None:
             if os.path.commonpath([os.path.realpath(root), real]) != os.path.realpath(root):
                 raise UntrustedError(
                     f"{printable(place)}: a symbolic link to {printable(os.readlink(place))}, which is not in "
-                    f"{printable(root)}; no link is followed out of it: put the directory itself there (mv, or mount --bind)"
+                    f"{printable(root)}; asyncmig does not follow links out of it: put the directory itself there "
+                    "(mv, or mount --bind)"
                 )
             status = _look(real)
         if status is not None and not stat.S_ISDIR(status.st_mode):
-            raise UntrustedError(f"{printable(place)}: not a directory")
+            raise UntrustedError(f"{printable(place)}: not a directory; put the cache's own directory back")
 
 
 def _check_kind(path: str, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise UntrustedError(
-            f"{printable(path)}: a symbolic link to {printable(os.readlink(path))}; no link is followed to a file of a cache: "
-            "put the file itself there, or name the directory that it lies in"
+            f"{printable(path)}: a symbolic link to {printable(os.readlink(path))}; asyncmig does not follow links to files of "
+            "a cache: put the file itself there, or give the directory that holds the file"
         )
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -144,9 +145,9 @@ def _check_names(path: str, status: os.stat_result) -> None:
     if status.st_nlink > 1:
         name = printable(path)
         raise UntrustedError(
-            f"{name}: has {status.st_nlink} names (hard links), as cp -al and rsync --link-dest make them for backups; it is "
-            f"edited in place, and the others would change with it. Make it a file of its own: cp -p {name} {name}.own && "
-            f"mv {name}.own {name}"
+            f"{name}: has {status.st_nlink} names (hard links), probably made for a backup by cp -al or rsync --link-dest. "
+            f"asyncmig edits the file in place, which would change the backup, too. Make it a file of its own: "
+            f"cp -p {name} {name}.own && mv {name}.own {name}"
         )
 
 

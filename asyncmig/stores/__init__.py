@@ -1,1 +1,1 @@
-"""The three stores a cache keeps its data in, as ports, and one adapter package for each way to reach them."""
+"""The three stores of a cache: the ports, and an adapter package for each way to reach the stores."""

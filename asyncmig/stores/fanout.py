@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 Progress = Callable[[int], None]
-"""Called with the number of items dealt with since the last call."""
+"""Called with the number of items done since the last call."""
 
 
 def no_progress(count: int) -> None:
@@ -24,11 +24,11 @@ def no_progress(count: int) -> None:
 async def fan_out(
     call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], *, concurrency: int, progress: Progress = no_progress
 ) -> list[Result]:
-    """``call`` every item, at most ``concurrency`` at a time; the results in the order of the items.
+    """``call`` every item, at most ``concurrency`` at a time; return the results in the order of the items.
 
-    Workers pull from one iterator, so memory does not grow with the number of items (a task an item costs about 50 times as
+    Workers pull from one iterator, so memory does not grow with the number of items (one task per item costs about 50 times as
     much).  The first error cancels the other workers and is raised as itself, not as a group.  Cancellation cancels the calls
-    that are running; those that finished have taken effect.
+    that are running; calls that have finished have taken effect.
     """
     results: list[Result | None] = [None] * len(items)
     errors: list[BaseException] = []
@@ -53,6 +53,6 @@ async def fan_out(
     if errors:
         raise errors[0]
     if done < len(items):
-        # A library has cancelled a worker to wake it up.  "None" would be taken for an answer.
-        raise StoreError(f"{len(items) - done} of {len(items)} calls were interrupted")
+        # A library has cancelled a worker to wake it up.  Its missing results, None, must not be taken for answers.
+        raise StoreError(f"{len(items) - done} of {len(items)} calls were interrupted; run the command again")
     return cast("list[Result]", results)

@@ -1,7 +1,7 @@
 """Stores in memory: for tests, and for trying things out.
 
-They behave like a remote daemon: every verb is made of single calls with bounded concurrency, and each call passes
-:attr:`MemoryStores.on_call` first, where a test may wait, count or fail.
+They behave like a remote daemon: every verb makes single calls with bounded concurrency.  Each call first awaits
+:attr:`MemoryStores.on_call`, where a test may wait, count or fail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class MemorySnapshot:
 class MemoryBlob:
     """A blob.
 
-    ``size`` is what the store believes to have, as containerd's database does; ``data`` what it has, ``None`` if it is missing.
+    ``size`` is the size that the store believes in, as containerd's database does.  ``data`` is the real data, ``None`` if it
+    is missing.
     """
 
     size: int
@@ -222,7 +223,7 @@ def _snapshot_info(name: str, snapshot: MemorySnapshot) -> SnapshotInfo:
 
 
 def _set_label(item: MemorySnapshot | MemoryBlob | None, label: str, value: str) -> bool:
-    """Set or, with an empty value, remove the label: containerd stores none that is empty."""
+    """Set the label, or remove it if the value is empty: containerd stores no empty label."""
     if item is None:
         return False
     if value:

@@ -1,10 +1,10 @@
-"""What the migration needs of the stores: content, snapshots, leases.
+"""What a migration needs from the stores: content, snapshots, leases.
 
-Each verb takes many items, so that an adapter can answer from one database transaction, or fan out over single calls with
-bounded concurrency, whichever its medium likes.  All verbs are idempotent: after an interruption they can be called again.
-Unless an adapter says otherwise, a cancelled call may have taken effect for some of the items.
+Each verb takes many items.  So an adapter can answer from one database transaction, or make single calls with bounded
+concurrency.  All verbs are idempotent: they can be called again after an interruption.  Unless an adapter says otherwise, a
+cancelled call may have taken effect for some of the items.
 
-Names are containerd's.  Strings are exact: bytes that are no UTF-8 are lone surrogates (``surrogateescape``).
+Names are containerd's.  Strings are exact: bytes that are not UTF-8 are lone surrogates (``surrogateescape``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 GC_ROOT = "containerd.io/gc.root"
-"""Label of what containerd's garbage collector keeps, whatever its value (containerd ``metadata/gc.go``).
+"""containerd's garbage collector keeps what has this label, whatever its value (containerd ``metadata/gc.go``).
 
-BuildKit v1 put it, with the time as its value, on every snapshot and blob it made.
+BuildKit v1 put it on every snapshot and blob that it made, with the time as its value.
 """
 
 HEAD_SIZE = 64
-"""Bytes of a blob that are looked at to tell what it is."""
+"""How many bytes of a blob are read to find out what it is."""
 
 
 class Kind(Enum):
@@ -37,8 +37,8 @@ class Kind(Enum):
 class SnapshotInfo(NamedTuple):
     """A snapshot as Stat reports it.
 
-    ``parent`` is the key of the parent snapshot, "" if there is none; ``root`` the value of its label :data:`GC_ROOT`, ``None``
-    if it has none.
+    ``parent`` is the key of the parent snapshot, "" if there is none.  ``root`` is the value of the label :data:`GC_ROOT`,
+    ``None`` without the label.
     """
 
     name: str
@@ -50,7 +50,7 @@ class SnapshotInfo(NamedTuple):
 class ContentInfo(NamedTuple):
     """A blob as Info reports it.
 
-    ``size`` is in bytes; ``root`` the value of its label :data:`GC_ROOT`, ``None`` if it has none.
+    ``size`` is in bytes.  ``root`` is the value of the label :data:`GC_ROOT`, ``None`` without the label.
     """
 
     digest: str
@@ -81,9 +81,10 @@ class Lease(NamedTuple):
 
 
 class Protected(NamedTuple):
-    """What became of a lease that was to be made.
+    """The result of making a lease.
 
-    ``confirmed``: the store has acknowledged each step of making it, so it need not be read back.
+    ``is_new``: the lease did not exist before.  ``confirmed``: the store has acknowledged each step of making the lease, so it
+    need not be read back.
     """
 
     is_new: bool
@@ -94,7 +95,7 @@ class ContentStore(Protocol):
     """Blobs, by digest."""
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
-        """Info of each blob, in order; ``None`` for one that the store does not know."""
+        """Info of each blob, in order; ``None`` for a blob that the store does not know."""
         ...
 
     async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
@@ -102,19 +103,19 @@ class ContentStore(Protocol):
         ...
 
     async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
-        """The first :data:`HEAD_SIZE` bytes of each blob's data, or all if it has less, in order.
+        """The first :data:`HEAD_SIZE` bytes of each blob's data, or all of it if it is shorter, in order.
 
-        ``None`` for a blob whose data is missing, can't be read, or is not ``size`` bytes long: Info tells what the store
-        believes to have, this is whether it has it.
+        ``None`` for a blob whose data is missing, can't be read, or is not ``size`` bytes long.  Info says only what the store
+        believes to have; this finds out whether it has the data.
         """
         ...
 
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
-        """Remove ``label`` from each blob; tells for each, in order, whether the blob exists."""
+        """Remove ``label`` from each blob; return for each, in order, whether the blob exists."""
         ...
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        """Set ``label`` of each blob, given as digest and value; tells for each, in order, whether the blob exists."""
+        """Set ``label`` of each blob, given as digest and value; return for each, in order, whether the blob exists."""
         ...
 
 
@@ -128,11 +129,11 @@ class SnapshotStore(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether others than this cache may have snapshots here, in the same namespace and snapshotter."""
+        """Whether anyone besides this cache may have snapshots in this namespace and snapshotter."""
         ...
 
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
-        """Stat of each snapshot, in order; ``None`` for one that does not exist."""
+        """Stat of each snapshot, in order; ``None`` for a snapshot that does not exist."""
         ...
 
     async def views(self) -> list[SnapshotInfo]:
@@ -144,11 +145,11 @@ class SnapshotStore(Protocol):
         ...
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
-        """Remove ``label`` from each snapshot; tells for each, in order, whether the snapshot exists."""
+        """Remove ``label`` from each snapshot; return for each, in order, whether the snapshot exists."""
         ...
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        """Set ``label`` of each snapshot, given as key and value; tells for each, in order, whether the snapshot exists."""
+        """Set ``label`` of each snapshot, given as key and value; return for each, in order, whether the snapshot exists."""
         ...
 
     async def missing_directories(self, names: Sequence[str]) -> Mapping[str, str] | None:
@@ -175,11 +176,11 @@ class LeaseStore(Protocol):
 
     @property
     def atomic(self) -> bool:
-        """Whether :meth:`protect_many`, if it fails, has changed nothing at all."""
+        """Whether a :meth:`protect_many` that fails has changed nothing at all."""
         ...
 
     async def list_many(self, ids: Sequence[str]) -> list[Lease | None]:
-        """Each lease with labels and resources, in order; ``None`` for one that does not exist."""
+        """Each lease with labels and resources, in order; ``None`` for a lease that does not exist."""
         ...
 
     async def list_all(self) -> list[Lease]:
@@ -187,18 +188,18 @@ class LeaseStore(Protocol):
         ...
 
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
-        """Make sure that each lease exists and holds its resources; tells what became of each, in order.
+        """Make sure that each lease exists and holds its resources; return the result for each, in order.
 
-        A lease that exists keeps its labels, and what it holds besides.
+        A lease that already exists keeps its labels, and everything else that it holds.
         """
         ...
 
     async def delete_many(self, ids: Sequence[str]) -> None:
-        """Delete each lease that exists.  What only it held can be collected as garbage from then on."""
+        """Delete each lease that exists.  From then on the garbage collector may remove what only this lease held."""
         ...
 
     async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
-        """Take from each lease the resources given here, where the lease exists and holds them."""
+        """Remove the resources given here from each lease that exists and holds them."""
         ...
 
 

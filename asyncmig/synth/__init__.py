@@ -1,6 +1,6 @@
 """Making realistic v1 caches of any size, for benchmarks and for trying things out.
 
-A cache is the same to the last byte for the same seed and number of records, on any version of Python.
+The same seed and number of records give the same cache to the last byte, on any version of Python.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _DEFAULT_WORKER = "runc-overlayfs"
 class Synthesis:
     """What was made.
 
-    ``directory`` is the worker directory; ``holders`` are the records with ``cache.equalMutable``; ``blobs`` includes configs
-    and manifests; ``snapshots`` includes the ``views``, which belong to no record; ``externals`` counts the records with
-    checksums of their files; ``bytes_written`` is the size of all files.
+    ``directory`` is the worker directory.  ``holders`` counts the records with ``cache.equalMutable``; ``blobs`` includes
+    configs and manifests; ``snapshots`` includes the ``views``, which belong to no record; ``externals`` counts the records
+    with checksums of their files.  ``bytes_written`` is the size of all files.
     """
 
     directory: str
@@ -83,13 +83,15 @@ def _worker(path: str) -> tuple[str, str]:
     if match is None:
         return os.path.join(path, _DEFAULT_WORKER), _DEFAULT_WORKER.removeprefix("runc-")
     if match[1] != "runc":
-        raise LayoutError(f"{printable(path)}: the stores of such a worker lie in containerd; name a directory runc-...")
+        raise LayoutError(
+            f"{printable(path)}: the stores of such a worker are in a containerd; give a directory whose name begins with runc-"
+        )
     return path, match[2]
 
 
 @contextmanager
 def _new_directory(directory: str) -> Iterator[None]:
-    """Make the directory, if need be with those above it, and empty it again after an error."""
+    """Make the directory and the missing ones above it; after an error empty it again."""
     try:
         os.makedirs(os.path.dirname(directory), 0o700, exist_ok=True)
         try:
@@ -97,10 +99,10 @@ def _new_directory(directory: str) -> Iterator[None]:
         except FileExistsError:
             if not os.path.isdir(directory) or os.listdir(directory):
                 raise LayoutError(
-                    f"{printable(directory)}: exists already; a cache is made in a new or empty directory"
+                    f"{printable(directory)}: exists already and is not empty; give a new or an empty directory"
                 ) from None
     except OSError as error:
-        raise StoreError(f"{printable(directory)}: cannot make it: {error.strerror}") from error
+        raise StoreError(f"{printable(directory)}: cannot create it: {error.strerror}") from error
     try:
         yield
     except BaseException as error:
@@ -119,7 +121,7 @@ def _empty(directory: str) -> None:
 
 
 class _Meter:
-    """Turns steps of the work into numbers of records for ``progress``, and asks ``checkpoint`` at each."""
+    """Turns steps of the work into numbers of records for ``progress``, and calls ``checkpoint`` at each step."""
 
     def __init__(self, records: int, steps: int, checkpoint: Checkpoint, progress: Progress) -> None:
         self._records = records
@@ -154,7 +156,7 @@ def _write(inventory: Inventory, directory: str, snapshotter: str, bare: bool, m
     for name, fills, mode in (
         ("containerdmeta.db", containerd_fills(inventory, snapshotter, meter.tick), 0o644),
         ("snapshots/metadata.db", snapshotter_fills(inventory, meter.tick), 0o600),
-        # Last, so that a cache that was never completed is not taken for one.
+        # Last, so that an incomplete cache does not look like a cache.
         ("metadata.db", metadata_fills(inventory, meter.tick, externals), 0o600),
     ):
         written += create_file(os.path.join(directory, name), fills, mode)

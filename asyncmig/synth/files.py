@@ -1,4 +1,4 @@
-"""The three databases of a cache, streamed in key order."""
+"""The three databases of a cache, written as a stream in key order."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SECOND = 1_000_000_000
 _LEASE_SECONDS = 300
 _BACKEND_KINDS = {Kind.VIEW: b"\1", Kind.MUTABLE: b"\2", Kind.COMMITTED: b"\3", Kind.PULLED: b"\3"}
 _BACKEND_DELAY = 130_000
-"""Nanoseconds from an entry in containerd's database to the snapshotter's."""
+"""Nanoseconds between the times of an entry in containerd's database and in the snapshotter's."""
 
 _by_id = attrgetter("id")
 
 
 def create_file(path: str, fills: Mapping[bytes, Fill], mode: int) -> int:
-    """Build a new database; returns its size."""
+    """Build a new database; return its size in bytes."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
@@ -54,7 +54,7 @@ def _bucket(builder: BucketBuilder, content: dict[bytes, bytes]) -> BucketValue:
 
 
 def metadata_fills(inventory: Inventory, tick: Tick, externals: list[int]) -> dict[bytes, Fill]:
-    """The buckets of ``metadata.db``.  The size of each external value is appended to ``externals``."""
+    """The buckets of ``metadata.db``.  Appends the size of each external value to ``externals``."""
     if not inventory.records:
         return {}  # as in the database of a daemon that has not built anything
     in_order = sorted(inventory.records, key=_by_id)
@@ -123,7 +123,7 @@ def _blob(builder: BucketBuilder, blob: Blob, started: int) -> BucketValue:
 
 
 def _reference_name(blob: Blob, position: int) -> bytes:
-    """BuildKit names references of layers by digest, containerd those of manifests by position."""
+    """BuildKit names the references of layers by digest; containerd names those of manifests by position."""
     return blob.references[position][7:19] if blob.diff_id else b"%d" % position
 
 
@@ -151,7 +151,7 @@ def _snapshots(parent: BucketBuilder, inventory: Inventory, snapshotter: bytes, 
 
 
 def _snapshot(builder: BucketBuilder, record: Record, started: int) -> BucketValue:
-    # The daemon writes the label anew for each record when it starts, but does not know of leaked views.
+    # The daemon writes the label of each record anew when it starts, but it does not know of stale views.
     rooted = record.created if record.kind is Kind.VIEW else started + record.detail % _SECOND
     entry: dict[bytes, bytes] = {}
     if record.children:
@@ -212,7 +212,7 @@ def _backend_entry(builder: BucketBuilder, record: Record) -> BucketValue:
 
 
 def rfc3339(unix_ns: int) -> bytes:
-    """A time as Go's ``RFC3339Nano`` has it: without trailing zeros."""
+    """A time in the form of Go's ``RFC3339Nano``: without trailing zeros."""
     seconds, nanoseconds = divmod(unix_ns, _SECOND)
     fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""
     return f"{_date(seconds)}{fraction}Z".encode()

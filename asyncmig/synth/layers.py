@@ -1,7 +1,7 @@
 """Contents of blobs: small real layers, image configs and manifests.
 
-The gzip stream is written by hand with a stored block: what a zlib makes of the same tar differs between its versions, and
-digests have to be the same everywhere.
+This module writes the gzip stream itself, with a stored block.  Versions of zlib compress the same tar differently, but digests
+must be the same everywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 def build_layer(seed: int) -> Layer:
-    """The layer of a seed (128 bits): a tar of one file, whose text and size come from the seed."""
+    """The layer of a seed (128 bits): a tar with one file, whose text and size come from the seed."""
     text = b"%032x\n" % seed * (1 + seed % _MOST_LINES)
     tar = b"".join((_header(len(text)), text, bytes(-len(text) % _BLOCK + _END_OF_TAR)))
     size = len(tar)
@@ -54,8 +54,8 @@ def _header(size: int) -> bytes:
         b"0000000\0" * 2,  # owner and group
         b"%011o\0" % size,
         b"%011o\0" % 1_583_000_000,  # modified at
-        b" " * 8,  # stands for the checksum while that is computed
-        b"0".ljust(101, b"\0"),  # a regular file, which links to nothing
+        b" " * 8,  # in place of the checksum while it is computed
+        b"0".ljust(101, b"\0"),  # type: a regular file; no link target
         b"ustar".ljust(6, b"\0") + b"00",
         b"root".ljust(32, b"\0") * 2,
         b"0000000\0" * 2,

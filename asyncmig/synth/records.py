@@ -1,7 +1,7 @@
 """Inventing the contents of a cache: records, snapshots, blobs and leases in the order in which builds would make them.
 
-The shares are those of a real cache of BuildKit v0.6.4.  Only what ties records together is kept in memory; descriptions,
-sizes and the like come from a random number that each record has, when they are written.
+The proportions are those of a real cache of BuildKit v0.6.4.  Only the relations between records are kept in memory.
+Descriptions, sizes and the like are derived from each record's random number when they are written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Kind(Enum):
     HOLDER = "holder"
     """An immutable record whose data is the snapshot of a mutable one (``cache.equalMutable``)."""
     VIEW = "view"
-    """No record at all: a snapshot left behind by a daemon that died."""
+    """Not a record but a stale view: a snapshot that a stopped daemon has left."""
 
 
 class Source(Enum):
@@ -54,7 +54,7 @@ class Source(Enum):
     CACHE_MOUNT = "cache mount"
 
 
-# Sources of the 42 pairs of a mutable record and its holder in the real cache.
+# The sources of the 42 pairs in the real cache; a pair is a mutable record and its holder.
 _PAIRS = (
     *[Source.EXEC] * 19,
     *[Source.FILE] * 11,
@@ -69,8 +69,8 @@ _PAIRS = (
 class Blob:
     """A blob in the content store: a layer, or the config or manifest of an image (then ``diff_id`` is empty).
 
-    ``seed`` makes a layer's content again, ``data`` is the content of others.  ``references`` are the digests in its labels
-    that keep other blobs alive.
+    The content of a layer is made again from ``seed``; ``data`` is the content of other blobs.  ``references`` are the digests
+    in its labels, which keep other blobs alive.
     """
 
     __slots__ = ("created", "data", "diff_id", "digest", "references", "rooted", "seed", "size")
@@ -91,11 +91,11 @@ class Blob:
 
 
 class Record:
-    """A record of the cache, or a leaked view.
+    """A record of the cache, or a stale view.
 
-    ``number`` and ``backend_id`` are the snapshot's in containerd's and in the snapshotter's database (0 for a holder, which
-    has no snapshot), ``target`` the mutable record of a holder, ``group`` the number of the build that made it, and
-    ``detail`` 64 random bits from which everything else follows.
+    ``number`` is the snapshot's number in containerd's database, ``backend_id`` its id in the snapshotter's; both are 0 for a
+    holder, which has no snapshot.  ``target`` is the mutable record of a holder, ``group`` the number of the build that made
+    the record.  Everything else follows from ``detail``, 64 random bits.
     """
 
     __slots__ = (
@@ -131,7 +131,7 @@ class Record:
 
     @property
     def is_committed(self) -> bool:
-        """Whether its snapshot is a committed one."""
+        """Whether its snapshot is committed."""
         return self.kind is Kind.COMMITTED or self.kind is Kind.PULLED
 
     @property
@@ -146,13 +146,13 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes of the snapshot."""
+        """Size of the snapshot in bytes."""
         size = 4096 * self.inodes + (self.detail >> 16) % 3000
         return size + (self.detail >> 24) % 5_000_000 if self.kind is Kind.PULLED else size
 
 
 class Lease:
-    """A short lease of a pull that nobody deleted."""
+    """A short lease that a pull has made and nobody has deleted."""
 
     __slots__ = ("blobs", "created", "id")
 
@@ -163,7 +163,7 @@ class Lease:
 
 
 class Quota:
-    """How many of each kind there are to be; counted down while they are made."""
+    """How many of each kind to make; counted down while they are made."""
 
     __slots__ = ("committed", "leases", "pairs", "pulled", "views")
 
@@ -176,7 +176,7 @@ class Quota:
 
     @property
     def snapshots(self) -> int:
-        """How many snapshots there are to be."""
+        """How many snapshots to make."""
         return self.pulled + self.committed + self.pairs + self.views
 
 
@@ -185,7 +185,7 @@ def _share(records: int, real: int) -> int:
 
 
 class Inventory:
-    """Everything that a cache holds.  ``started`` is when its daemon was started last."""
+    """Everything that a cache holds.  ``started`` is the time of the last start of its daemon, in nanoseconds."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -198,13 +198,13 @@ class Inventory:
         self.worker_id = b""
 
     def snapshots(self) -> list[Record]:
-        """All that have a snapshot, views included."""
+        """All records that have a snapshot, and the views."""
         return [r for r in self.records if r.kind is not Kind.HOLDER] + self.views
 
 
 def invent(records: int, seed: int, tick: Tick) -> Inventory:
     """Invent a cache of ``records`` records; ``tick`` is called for each."""
-    # Seeded by text, because a number and its negative are the same seed.
+    # Seed with text, because Random takes a number and its negative for the same seed.
     return _Inventor(records, Random(str(seed)), tick).run()
 
 
@@ -221,8 +221,8 @@ class _Inventor:
         self._made = Inventory()
         self._now = _FIRST_BUILD
         self._group = 0
-        self._tops: list[Record] = []  # uppermost layers of images
-        self._bases: list[Record] = []  # whatever may have children
+        self._tops: list[Record] = []  # top layers of images
+        self._bases: list[Record] = []  # records that may have children
         self._layers: list[Blob] = []  # blobs that a second record may share
         self._images: list[tuple[bytes, ...]] = []  # manifest and config of each pulled image
 
@@ -239,9 +239,9 @@ class _Inventor:
         return made
 
     def _next_group(self) -> None:
-        """Make one more group of any kind; the kinds come to their ends at about the same time."""
+        """Make one more group of any kind; all kinds run out at about the same time."""
         left = self._left
-        # In proportion to the groups left: 6 layers to an image and 4 records to a run are the mean.
+        # In proportion to the groups left; on average an image has 6 layers and a run has 4 records.
         images, runs, pairs, views = 2 * left.pulled, 3 * left.committed, 12 * left.pairs, 12 * left.views
         choice = self._below(images + runs + pairs + views)
         self._group += 1
@@ -273,7 +273,7 @@ class _Inventor:
     # -- groups
 
     def _image(self) -> None:
-        """The layers of a pulled image, or of an imported cache, which has no manifest."""
+        """Make the layers of a pulled image, or of an imported cache, which has no manifest."""
         parent = None
         blobs = []
         for _ in range(self._image_length()):
@@ -299,7 +299,7 @@ class _Inventor:
         return min(_MIN_PULLED + self._below(_MAX_PULLED - _MIN_PULLED + 1), left - _MIN_PULLED)
 
     def _run(self) -> None:
-        """Some build steps, each on top of the one before."""
+        """Make some build steps, each on top of the one before."""
         parent = self._base()
         if parent is None and self._happens(30):
             self._download()
@@ -334,7 +334,7 @@ class _Inventor:
         return self._tops[self._below(len(self._tops))]
 
     def _pair(self) -> None:
-        """A mutable record and the immutable one that was made of it, but not finalised."""
+        """Make a mutable record and the immutable record that was made from it but not finalised."""
         source = _PAIRS[self._below(len(_PAIRS))]
         parent = None
         if source in (Source.EXEC, Source.FILE) or (source is Source.CACHE_MOUNT and self._happens(20)):
@@ -373,10 +373,10 @@ class _Inventor:
 
     def _add_snapshot(self, record: Record) -> None:
         made = self._made
-        if self._happens(6):  # there was another snapshot once
+        if self._happens(6):  # another snapshot existed once and took a number
             made.last_number += 1 + self._below(2)
             made.last_backend_id += 1
-        # containerd takes a number when a snapshot is prepared, and another one when it is committed.
+        # containerd takes a number when it prepares a snapshot, and another one when it commits the snapshot.
         made.last_number += 2 if record.is_committed else 1
         made.last_backend_id += 1
         record.number, record.backend_id = made.last_number, made.last_backend_id
@@ -386,7 +386,7 @@ class _Inventor:
             record.parent.children.append(record.id)
 
     def _layer(self) -> Blob:
-        """The blob of a build step, now and then one that exists: two steps may have the same result."""
+        """The blob of a build step; now and then an existing one, because two steps may have the same result."""
         if self._happens(2):
             return self._layers[self._below(len(self._layers))]
         return self._new_layer()
@@ -401,7 +401,7 @@ class _Inventor:
         return blob
 
     def _documents(self, layers: list[Blob], *, rooted: bool) -> tuple[bytes, ...]:
-        """Config and manifest of an image with these layers; returns their digests."""
+        """Make the manifest and the config of an image with these layers; return their digests."""
         config = image_config([blob.diff_id for blob in layers])
         manifest = image_manifest(config, [(blob.digest, blob.size) for blob in layers])
         digests = (digest_of(manifest), digest_of(config))

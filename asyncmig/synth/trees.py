@@ -1,4 +1,4 @@
-"""Everything of a cache that is no database: blob files and snapshot directories."""
+"""Everything in a cache that is not a database: blob files and snapshot directories."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncmig.synth.records import Blob, Kind, Record, Tick
 
 
 def write_file(path: str, data: bytes, mode: int) -> int:
-    """Write a new file; returns its size."""
+    """Write a new file; return its size in bytes."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
@@ -20,7 +20,7 @@ def write_file(path: str, data: bytes, mode: int) -> int:
 
 
 def write_blobs(directory: str, blobs: Iterable[Blob], checkpoint: Checkpoint) -> int:
-    """Write the files of the content store; returns how many bytes they have."""
+    """Write the files of the content store; return their size in bytes."""
     written = 0
     for blob in blobs:
         checkpoint()

@@ -1,4 +1,4 @@
-"""What BuildKit stores about a record in ``metadata.db``."""
+"""The values that BuildKit stores for a record in ``metadata.db``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Values = dict[bytes, bytes]
 
 
 def record_values(record: Record, started: int) -> tuple[Values, list[bytes]]:
-    """Keys and values of a record, and the names under which it stands in the index."""
+    """Keys and values of a record, and the names under which the index lists it."""
     values = _common(record, started)
     index: list[bytes] = []
     _SPECIFIC[record.kind](record, values, index)
@@ -47,7 +47,7 @@ def _common(record: Record, started: int) -> Values:
         b"cache.description": encode_string(_description(record.target or record)),
     }
     detail = record.detail
-    if detail % 64 or record.kind is Kind.PULLED:  # a daemon that was killed did not get round to it
+    if detail % 64 or record.kind is Kind.PULLED:  # the others' daemon was killed before this
         used = record.created + (detail >> 4) % (started - record.created)
         count = 1 + (detail >> 12) % (120 if record.kind is Kind.PULLED else 4)
         values[b"cache.lastUsedAt"] = b'{"value":%d}' % used
@@ -94,7 +94,7 @@ _DESCRIPTIONS: dict[Source, Callable[[Record], str]] = {
 }
 
 
-# -- what depends on the kind
+# -- values that depend on the kind
 
 
 def _pulled(record: Record, values: Values, index: list[bytes]) -> None:
@@ -155,7 +155,7 @@ def _add_size(record: Record, values: Values) -> None:
 
 
 def _add_download(record: Record, values: Values, index: list[bytes]) -> None:
-    """What tells a later build that a source needs not be fetched again."""
+    """Add the values that spare a later build fetching the source again."""
     of = record.target or record
     if of.source is Source.GIT:
         commit = digest_of(b"%d" % of.detail)[-40:].decode()
@@ -170,7 +170,7 @@ def _add_download(record: Record, values: Values, index: list[bytes]) -> None:
 
 
 def _add_named(key: str, values: Values, index: list[bytes]) -> None:
-    """A value that is its own key and index."""
+    """Add a value that is its own key and index."""
     _add_indexed(key.encode(), key, values, index)
 
 
@@ -186,11 +186,11 @@ _POOL = 4096
 
 
 def content_hash(record: Record) -> bytes:
-    """What ``_external`` holds of the record: checksums of its files, as protobuf; empty for three of four records."""
+    """The record's value in ``_external``: checksums of its files as protobuf; empty for three of four records."""
     if record.kind is Kind.MUTABLE or (record.detail >> 40) % 100 >= 32:
         return b""
     chance = (record.detail >> 48) / 65536
-    for _ in range(4):  # a few records have many files, most have hardly any
+    for _ in range(4):  # a few records have many files, most have very few
         chance *= chance
     first = record.detail % (_POOL - _MOST_FILES)
     size, pool = _file_pool()
@@ -200,7 +200,7 @@ def content_hash(record: Record) -> bytes:
 
 @lru_cache(maxsize=1)
 def _file_pool() -> tuple[int, bytes]:
-    """Size of an entry, and the entries of files in order: any stretch of them is a directory."""
+    """The size of an entry, and the entries of files in order; any part of this sequence makes a directory."""
     entries = [_entry(b"\0src-%04d.c" % i, digest_of(b"file %d" % i), 0) for i in range(_POOL)]
     return len(entries[0]), b"".join(entries)
 

@@ -182,7 +182,7 @@ async def test_a_containerd_that_stays_away(
     assert (worker / "metadata_v2.db").exists() is is_published
     assert not (worker / "metadata_v2.db.tmp").exists()
     if in_tail:
-        assert "run it again" in str(caught.value)
+        assert "run the migration again" in str(caught.value)
     daemon.start()
     if not in_tail:
         assert daemon.leases() == {}

@@ -379,13 +379,13 @@ async def test_other_namespaces_are_not_touched(daemon: Containerd, tmp_path: Pa
 async def test_a_wrong_place_is_told_the_right_one(daemon: Containerd, tmp_path: Path) -> None:
     worker = build_cache(daemon, sample_cache(), tmp_path / "containerd-native", snapshotter="native", namespace="moby")
     build_cache(daemon, V1Cache(snapshots={"s": Snapshot(Kind.ACTIVE)}), tmp_path / "empty", snapshotter="native")
-    with pytest.raises(LayoutError, match=r"they are in: --namespace moby --snapshotter native \(6 of them\)"):
+    with pytest.raises(LayoutError, match=r"use instead: --namespace moby --snapshotter native \(has 6 of them\)"):
         await asyncmig.migrate(worker, live(daemon))
-    with pytest.raises(LayoutError, match=r"they are in: --namespace moby --snapshotter native \(6 of them\)"):
+    with pytest.raises(LayoutError, match=r"use instead: --namespace moby --snapshotter native \(has 6 of them\)"):
         await asyncmig.migrate(worker, live(daemon, namespace="moby", snapshotter="overlayfs"))
-    with pytest.raises(LayoutError, match=r"namespace nobody, .* they are in: --namespace moby"):
+    with pytest.raises(LayoutError, match=r"namespace nobody, .* use instead: --namespace moby"):
         await asyncmig.migrate(worker, live(daemon, namespace="nobody"))
-    with pytest.raises(LayoutError, match=r"has no snapshotter nothing; there is: .*native"):
+    with pytest.raises(LayoutError, match=r"there is no snapshotter nothing; choose one with --snapshotter: .*native"):
         await asyncmig.migrate(worker, live(daemon, namespace="moby", snapshotter="nothing"))
     assert daemon.leases("moby") == {}
     await asyncmig.migrate(worker, live(daemon, namespace="moby"))

@@ -446,7 +446,7 @@ async def test_8_a_containerd_that_runs_is_noticed(semantics: str, daemon: Conta
 
 async def test_8_a_wrong_place_is_told_the_right_one(semantics: str, daemon: Containerd, tmp_path: Path) -> None:
     worker = build_cache(daemon, sample_cache(), tmp_path / WORKER, snapshotter=SNAPSHOTTER, namespace="moby")
-    right = r"they are in: --namespace moby --snapshotter native \(6 of them\)"
+    right = r"use instead: --namespace moby --snapshotter native \(has 6 of them\)"
     for wrong in ({}, {"namespace": "moby", "snapshotter": "overlayfs"}):
         with pytest.raises(LayoutError, match=right):
             await migrate(daemon, worker, semantics, **wrong)

@@ -282,7 +282,7 @@ async def test_what_is_no_file_is_never_waited_for(verb: str, fresh: Fresh, tmp_
 @pytest.mark.parametrize("name", ["metadata_v2.db.tmp", "metadata_v2.db.journal.tmp"])
 async def test_a_directory_in_place_of_a_temporary_file(name: str, worker: Path, tmp_path: Path) -> None:
     as_directory(worker / name)
-    await refuses("migrate", worker, f"{worker / name}: a directory, where a file is to be written", inside=tmp_path)
+    await refuses("migrate", worker, f"{worker / name}: a directory, but asyncmig has to write a file there", inside=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])

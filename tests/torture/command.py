@@ -88,7 +88,7 @@ def check_ended(ended: Ended, before: State, root: Path, verb: str, *, lost_size
         assert after == before, f"exit code 1, but changed: {changed(before, after)}: {ended}"
     if ended.code == 4:
         assert verb in ("migrate", "rollback"), ended
-        assert "run it again" in ended.error, ended
+        assert f"run the {'migration' if verb == 'migrate' else verb} again" in ended.error, ended
     check_protection(root / WORKER, "hardened")
     assert not list(root.rglob("*.tmp")), "a temporary file is left"
 

@@ -1,4 +1,4 @@
-"""The stores of a containerd worker, in a running containerd, over gRPC on its unix socket.
+"""The stores of a containerd worker in a running containerd, reached over gRPC on its unix socket.
 
-Imports nothing, because importing grpclib takes longer than starting the whole command does.
+This file imports nothing: importing grpclib takes longer than starting the whole command.
 """

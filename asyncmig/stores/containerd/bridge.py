@@ -1,7 +1,8 @@
 """Where the asyncio side of the adapter runs.
 
-grpclib runs under asyncio only.  In an asyncio program the adapter runs on the program's own event loop; in a trio program on
-an asyncio loop in a thread, to which whole batches cross: a call each would cost 60 microseconds, a batch costs one crossing.
+grpclib runs under asyncio only.  In an asyncio program the adapter runs on the program's own event loop.  In a trio program it
+runs on an asyncio loop in a thread.  Whole batches cross to that thread: a crossing costs 60 microseconds, too much for each
+call.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ class Bridge(Protocol):
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await ``function()`` in a task of its own on that loop.
 
-        Its error is raised here as it is.  Cancellation cancels it there, and is raised here when it has ended there: nothing
-        is left behind.
+        Raises its error unchanged.  Cancellation cancels the function, waits until it has ended, and is raised only then, so
+        nothing is left running.
         """
         ...
 
 
 @asynccontextmanager
 async def open_bridge() -> AsyncIterator[Bridge]:
-    """The bridge that fits the running event loop, until the end of the block."""
+    """The bridge that fits the running event loop, open until the end of the block."""
     if _in_asyncio():
         yield _Here()
     else:
@@ -55,7 +56,7 @@ class _Here:
     """The running event loop."""
 
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
-        # In a task that no caller holds, because grpclib cancels tasks natively to wake them up.
+        # fan_out runs it in a task that no caller holds: grpclib wakes tasks up by cancelling them natively.
         [result] = await fan_out(lambda _: function(), (None,), concurrency=1)
         return result
 
@@ -64,7 +65,7 @@ class _LoopThread:
     """An asyncio event loop in a thread of its own, for trio."""
 
     def __init__(self) -> None:
-        import trio  # noqa: PLC0415  (optional; whoever comes here runs it)
+        import trio  # noqa: PLC0415  (optional, but a caller that gets here runs it)
 
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
@@ -73,7 +74,7 @@ class _LoopThread:
         self._thread = threading.Thread(target=self._run, name="asyncmig-containerd", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
-        self._up = threading.Event()  # whether it has a loop is known
+        self._up = threading.Event()  # set once the thread has its loop, or has failed to get one
         self._failure: Exception | None = None
 
     @classmethod
@@ -83,18 +84,19 @@ class _LoopThread:
         try:
             self._thread.start()
         except RuntimeError as error:
-            raise StoreError(f"no thread for the calls to containerd: {error}") from error
+            raise StoreError(f"cannot start a thread for the calls to containerd: {error}") from error
         try:
             with self._trio.CancelScope(shield=True):
                 await self._started.wait()
             if self._failure is not None:
-                raise StoreError(f"no event loop for the calls to containerd: {self._failure}") from self._failure
+                raise StoreError(f"cannot start an event loop for the calls to containerd: {self._failure}") from self._failure
             yield self
         finally:
             await self._end()
 
     async def _end(self) -> None:
-        # No shield holds against a Ctrl-C.  It may come before the thread has its loop, without which it could not be ended.
+        # A shield does not stop Ctrl-C, which may arrive before the thread has its loop.  Without the loop the thread could
+        # not be told to stop, so wait for it.
         self._up.wait()
         if self._failure is None:
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -107,7 +109,7 @@ class _LoopThread:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
-        except Exception as error:  # too few file descriptors are left, for example
+        except Exception as error:  # for example, too few file descriptors are left
             self._failure = error
         self._up.set()
         self._tell(self._started)
@@ -121,7 +123,7 @@ class _LoopThread:
         await self._stop.wait()
 
     def _tell(self, event: trio.Event) -> None:
-        with suppress(self._trio.RunFinishedError):  # trio has been torn down; nobody waits
+        with suppress(self._trio.RunFinishedError):  # trio has been torn down, so no task waits any more
             self._token.run_sync_soon(event.set)
 
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
@@ -139,7 +141,7 @@ class _LoopThread:
         def cancel() -> None:
             tasks[0].cancel()
 
-        # An empty context: in a copy of ours sniffio would say "trio" on the other side.
+        # An empty context: a copy of ours would make sniffio report "trio" in the asyncio thread.
         self._loop.call_soon_threadsafe(start, context=Context())
         try:
             await done.wait()
@@ -148,6 +150,6 @@ class _LoopThread:
             with self._trio.CancelScope(shield=True):
                 await done.wait()
             if not tasks[0].cancelled():
-                tasks[0].exception()  # looked at, so that asyncio does not complain; the cancellation is what counts
+                tasks[0].exception()  # retrieved so that asyncio does not complain; the cancellation is what we raise
             raise
         return tasks[0].result()

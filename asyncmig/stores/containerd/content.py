@@ -42,14 +42,14 @@ class ContainerdContent:
         self._reader = Reader(self._info, self._list, self._found, concurrency, progress)
 
     async def info_many(self, digests: Sequence[str]) -> list[ContentInfo | None]:
-        """Info of all blobs, through List if they are many."""
+        """Info of each blob; through List if there are many."""
         return await self._bridge.run(partial(self._reader.read_many, digests))
 
     async def _info(self, digest: str) -> Info | None:
         try:
             reply = await self._client.call(self._client.content.info, InfoRequest(digest=digest), f"blob {digest}")
         except (NotFoundError, InvalidArgumentError):
-            return None  # a store can't hold what is no digest
+            return None  # the name is not a digest, so no blob has it
         return self._client.required(reply.info, f"info blob {digest}")
 
     async def _list(self, *filters: str) -> AsyncGenerator[list[tuple[str, Info]]]:
@@ -65,7 +65,7 @@ class ContainerdContent:
     async def list_all(self, *, rooted: bool = False) -> list[ContentInfo]:
         """All blobs through List."""
         filters = (ROOTED,) if rooted else ()
-        # What a filter lets through is looked at here, too, as for snapshots.
+        # Check the label here, too: an old containerd may ignore the filter, as for snapshots.
         return await self._bridge.run(
             lambda: self._reader.read_all(self._list(*filters), lambda info: not rooted or GC_ROOT in info.labels)
         )
@@ -73,16 +73,16 @@ class ContainerdContent:
     async def head_many(self, blobs: Sequence[ContentInfo]) -> list[bytes | None]:
         """The heads, with one or two calls for each blob.
 
-        Before some version of 2.x it is not told when the data is longer than ``size``: containerd reads no further than the
-        size in its database, and no call looks at the file's.  What else keeps it from reading, a bad disk for example, raises
-        :class:`ContainerdError`, because its answer does not tell whether it is about the data.
+        Before some version of 2.x, containerd does not tell that the data is longer than ``size``: it reads only up to the
+        size in its database, and no call returns the size of the file.  Raises :class:`ContainerdError` if anything else, such
+        as a bad disk, keeps containerd from reading: its answer does not say whether the data is at fault.
         """
         return await self._bridge.run(
             lambda: fan_out(self._head, blobs, concurrency=self._concurrency, progress=self._progress)
         )
 
     async def _head(self, blob: ContentInfo) -> bytes | None:
-        # Each time one byte more is asked for than there should be.  What is not there is just left out, without an error.
+        # Always ask for one byte more than there should be.  containerd leaves out bytes that don't exist, without an error.
         if blob.size <= _READ_WHOLE:
             data = await self._read(blob.digest, 0, blob.size + 1)
             return data[:HEAD_SIZE] if data is not None and len(data) == blob.size else None
@@ -93,7 +93,7 @@ class ContainerdContent:
         return head if last is not None and len(last) == 1 else None
 
     async def _read(self, digest: str, offset: int, size: int) -> bytes | None:
-        """As many of these bytes as there are; ``None`` if there is no such blob, or it ends before.  ``size`` is not 0."""
+        """As many of these bytes as exist; ``None`` if the blob does not exist, or ends before ``offset``, or ``size`` < 1."""
         if size <= 0:
             return None  # would mean all that follows; nothing has a negative size
         received = 0
@@ -111,7 +111,7 @@ class ContainerdContent:
         return b"".join(parts[place] for place in sorted(parts))
 
     async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
-        """Remove the label, with no call for a blob that was seen without it."""
+        """Remove the label; makes no call for a blob that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(partial(self._labels.remove_many, digests, label, remove))
 
@@ -120,7 +120,7 @@ class ContainerdContent:
         await self._client.call(self._client.content.update, request, f"blob {digest}")
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        """Set the label.  Of several values for one blob it is open which one stays."""
+        """Set the label.  If a blob is given several values, any of them may stay."""
         set_one = partial(self._set_label, label)
         return await self._bridge.run(partial(self._labels.set_many, values, set_one))
 

@@ -1,4 +1,4 @@
-"""Labels of snapshots and blobs: which ones an object was seen with, removing one and setting one."""
+"""Labels of snapshots and blobs: remembering which labels an object had, removing a label and setting one."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from asyncmig.stores.fanout import Item, Progress, fan_out
 from asyncmig.stores.ports import GC_ROOT
 
 ROOTED = f'labels."{GC_ROOT}"'
-"""containerd's filter for what has the label, whatever its value."""
+"""containerd's filter for objects that have the label, whatever its value."""
 
 
 class SeenLabels:
-    """Names of the labels of each object that was read, so that none is updated to remove what it does not have.
+    """Remembers the names of the labels of each object that was read, which saves calls to remove labels that don't exist.
 
-    Nobody else changes the labels of a cache whose daemon does not run; and if a label did appear after it was looked for, it
-    would protect its object once more than needed.
+    Nobody else changes the labels of a cache whose daemon is stopped.  If a label did appear after we looked, no harm would be
+    done: it would only protect its object longer than needed.
     """
 
     def __init__(self, concurrency: int, progress: Progress) -> None:
         self._concurrency = concurrency
         self._progress = progress
         self._labels: dict[str, frozenset[str]] = {}
-        self._sets: dict[frozenset[str], frozenset[str]] = {}  # there are few different ones
+        self._sets: dict[frozenset[str], frozenset[str]] = {}  # few sets are different, so objects share them
 
     def note(self, name: str, labels: Iterable[str]) -> None:
         """Object ``name`` was seen with these labels."""
@@ -33,16 +33,15 @@ class SeenLabels:
         self._labels[name] = self._sets.setdefault(seen, seen)
 
     def lacks(self, name: str, label: str) -> bool:
-        """Whether it was seen without the label."""
+        """Whether object ``name`` was seen without the label."""
         labels = self._labels.get(name)
         return labels is not None and label not in labels
 
     async def remove_many(self, names: Sequence[str], label: str, remove: Callable[[str], Awaitable[object]]) -> list[bool]:
-        """Call ``remove`` for each object that may have the label; tells for each, in order, whether it exists.
+        """Call ``remove`` for each object that may have the label; return for each, in order, whether it exists.
 
-        One that was seen without the label counts as existing; nobody is asked.
+        An object that was seen without the label counts as existing; no call is made for it.
         """
-
         carriers = await in_thread(self._carriers, names, label)
         existing = await self._update_many(remove, carriers)
         return await in_thread(_in_order, names, carriers, existing)
@@ -50,8 +49,8 @@ class SeenLabels:
     async def set_many(
         self, values: Sequence[tuple[str, str]], set_one: Callable[[tuple[str, str]], Awaitable[object]]
     ) -> list[bool]:
-        """Call ``set_one`` for each object and its value; tells for each, in order, whether the object exists."""
-        # Before, not after: a call that fails or is cancelled may have set it all the same.
+        """Call ``set_one`` for each object and its value; return for each, in order, whether the object exists."""
+        # Forget before the calls, not after: a call that fails or is cancelled may still have set the label.
         await in_thread(self._forget, values)
         return await self._update_many(set_one, values)
 

@@ -26,7 +26,7 @@ from asyncmig.stores.fanout import Item, Progress, Result, fan_out
 from asyncmig.stores.ports import Lease, Protected, Resource
 
 _FILTERED_ONE_BY_ONE = 16
-"""Leases up to which each has a filter of its own."""
+"""Up to this many leases, each gets a filter of its own."""
 
 Labels = dict[str, dict[str, str]]
 """Labels of leases by id."""
@@ -43,7 +43,7 @@ class ContainerdLeases:
 
     @property
     def atomic(self) -> bool:
-        """Each lease is several calls."""
+        """Never: making a lease takes several calls."""
         return False
 
     async def _fan_out(self, call: Callable[[Item], Awaitable[Result]], items: Sequence[Item]) -> list[Result]:
@@ -52,7 +52,7 @@ class ContainerdLeases:
     # -- reading
 
     async def list_many(self, ids: Sequence[str]) -> list[Lease | None]:
-        """One List for all, and ListResources of those that exist."""
+        """One List for all leases, then ListResources for each that exists."""
         return await self._bridge.run(partial(self._list_many, ids))
 
     async def _list_many(self, ids: Sequence[str]) -> list[Lease | None]:
@@ -64,7 +64,7 @@ class ContainerdLeases:
         return await in_thread(_in_order, ids, labels, resources)
 
     async def _list_wanted(self, wanted: Set[str], labels: Labels) -> None:
-        """Put the labels of those of the leases ``wanted`` that exist into ``labels``."""
+        """Put the labels of the ``wanted`` leases that exist into ``labels``."""
         if len(wanted) <= _FILTERED_ONE_BY_ONE:
             with suppress(TooLargeError):
                 await self._list([f"id=={quoted(lease_id)}" for lease_id in wanted], labels, wanted)
@@ -72,9 +72,9 @@ class ContainerdLeases:
         await self._list_everything(labels, wanted)
 
     async def list_all(self) -> list[Lease]:
-        """List, and ListResources of each; a lease that is deleted in between is left out.
+        """List, then ListResources for each; leaves out a lease that is deleted in between.
 
-        Neither is one state in time, and no progress is counted, because nobody knows how many there will be.
+        The answers do not show one state in time.  Reports no progress, because the total is unknown.
         """
         return await self._bridge.run(self._list_all)
 
@@ -86,9 +86,10 @@ class ContainerdLeases:
         return await in_thread(_existing, labels, held)
 
     async def _list_everything(self, labels: Labels, wanted: Set[str] | None = None) -> None:
-        """Put the labels of all leases, or of those that are wanted, into ``labels``.
+        """Put the labels of all leases, or of the ``wanted`` ones, into ``labels``.
 
-        containerd answers in one message and sends none above 16 MiB, about 165,000 leases.  Then it is asked for shards.
+        containerd answers in one message and sends none above 16 MiB, which is about 165,000 leases.  If there are more, ask
+        for them in shards.
         """
         todo = [EVERYTHING]
         while todo:
@@ -115,10 +116,10 @@ class ContainerdLeases:
     # -- writing
 
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
-        """Create and AddResource, the resources of one lease one after the other.
+        """Create each lease, then AddResource for its resources, one after the other.
 
-        containerd has written what it acknowledges.  Where a connection was lost in between, it is not known which attempt
-        took effect, and the lease counts as not confirmed.
+        containerd has written what it acknowledges.  If a connection is lost in between, we don't know which attempt took
+        effect, so the lease counts as not confirmed.
         """
         return await self._bridge.run(partial(self._fan_out, self._protect, leases))
 
@@ -128,7 +129,7 @@ class ContainerdLeases:
             request = CreateRequest(id=lease.id, labels=dict(lease.labels))
             await self._client.call(self._client.leases.create, request, f"lease {lease.id}")
         except AlreadyExistsError as error:
-            # Our first attempt may have created it, and only its answer was lost.
+            # Our first attempt may have created the lease, and only the answer was lost.
             is_new, confirmed = error.retried, False
         for resource in lease.resources:
             message = ResourceMessage(id=resource.id, type=resource.type)
@@ -137,7 +138,7 @@ class ContainerdLeases:
         return Protected(is_new, confirmed)
 
     async def delete_many(self, ids: Sequence[str]) -> None:
-        """Delete, without waiting for the garbage collector."""
+        """Delete the leases without waiting for the garbage collector."""
         await self._bridge.run(partial(self._fan_out, self._delete, ids))
 
     async def _delete(self, lease_id: str) -> None:
@@ -145,7 +146,7 @@ class ContainerdLeases:
             await self._client.call(self._client.leases.delete, DeleteRequest(id=lease_id), f"lease {lease_id}")
 
     async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
-        """DeleteResource, the resources of one lease one after the other."""
+        """DeleteResource for the resources of each lease, one after the other."""
         await self._bridge.run(partial(self._fan_out, self._remove_resources, leases))
 
     async def _remove_resources(self, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""Is this the right place?  In a wrong namespace or snapshotter every snapshot of a cache would seem to be missing."""
+"""Is this the right place?  In the wrong namespace or snapshotter every snapshot of a cache seems to be missing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SAMPLE = 16
 
 
 async def check_place(client: Client, snapshotter: str, names: Sequence[str]) -> None:
-    """Raise :class:`LayoutError` if none of a sample of these snapshots is here but some are elsewhere, or there is no here.
+    """Look for a sample of the snapshots ``names`` in ``snapshotter``, in the namespace of ``client``.
 
-    Here is ``snapshotter`` in the namespace of ``client``.
+    Raises :class:`LayoutError` if none of them is there and some are elsewhere, or if the namespace does not exist.
     """
     sample = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
     if not sample or await _count(client, snapshotter, sample):
@@ -25,16 +25,17 @@ async def check_place(client: Client, snapshotter: str, names: Sequence[str]) ->
     others = await _elsewhere(client, existing, sample)
     if others:
         raise LayoutError(
-            f"containerd at {printable(client.address)}: none of {len(sample)} records looked up has a snapshot in "
+            f"containerd at {printable(client.address)}: asyncmig looked for {len(sample)} "
+            f"{'snapshot' if len(sample) == 1 else 'snapshots'} of this cache and found none in "
             f"namespace {printable(client.namespace)}, snapshotter {printable(snapshotter)}; "
-            f"they are in: {'; '.join(others)}"
+            f"use instead: {'; or '.join(others)}"
         )
     if client.namespace not in existing:
         raise missing(client, "namespace", client.namespace, existing)
 
 
 async def _elsewhere(client: Client, existing: Sequence[str], sample: Sequence[str]) -> list[str]:
-    """The places that have some of the snapshots, as options, those with most of them first."""
+    """The places that have some of the snapshots, written as options; the place with most of them comes first."""
     found = []
     working = [name for name, problem in (await all_snapshotters(client)).items() if not problem]
     for namespace in existing:
@@ -43,16 +44,16 @@ async def _elsewhere(client: Client, existing: Sequence[str], sample: Sequence[s
                 hits = await _count(other, snapshotter, sample)
                 if hits:
                     place = f"--namespace {printable(namespace)} --snapshotter {printable(snapshotter)}"
-                    found.append((hits, f"{place} ({hits} of them)"))
+                    found.append((hits, f"{place} (has {hits} of them)"))
     return [text for _, text in sorted(found, reverse=True)]
 
 
 def missing(client: Client, kind: str, name: str, existing: list[str]) -> LayoutError:
     """The error for a namespace or snapshotter that does not exist."""
-    there = ", ".join(map(printable, existing)) or "none"
-    return LayoutError(
-        f"containerd at {printable(client.address)}: has no {kind} {printable(name)}; there is: {there} (--{kind})"
-    )
+    where = f"containerd at {printable(client.address)}: there is no {kind} {printable(name)}"
+    if not existing:
+        return LayoutError(f"{where}, nor any other; is this the right containerd (--address)?")
+    return LayoutError(f"{where}; choose one with --{kind}: {', '.join(map(printable, existing))}")
 
 
 async def _count(client: Client, snapshotter: str, names: Sequence[str]) -> int:
@@ -75,7 +76,7 @@ async def namespaces(client: Client) -> list[str]:
 
 
 async def all_snapshotters(client: Client) -> dict[str, str]:
-    """Names of all snapshotters, and why they do not work: "" for one that does."""
+    """Names of all snapshotters, each with the reason why it does not work; "" if it works."""
     request = PluginsRequest(filters=["type==io.containerd.snapshotter.v1"])
     reply = await client.call(client.introspection.plugins, request)
     return {plugin.id: _problem(plugin) for plugin in sorted(reply.plugins, key=lambda plugin: plugin.id)}

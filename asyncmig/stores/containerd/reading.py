@@ -1,7 +1,7 @@
-"""Reading many objects: call by call, or all at once.
+"""Reading many objects: one call for each, or one List for all.
 
-One object through List costs a fifth of what a call of its own costs, here and in containerd (measured), but List reads the
-whole namespace.
+Measured here and in containerd, an object costs a fifth through List of what it costs through a call of its own.  But List
+reads the whole namespace.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Info = TypeVar("Info")
 Found = TypeVar("Found")
 
 _WORTH_LISTING = 64
-"""Objects from which on List is tried; below that it makes no difference."""
+"""Try List from this many objects on; with fewer it makes no difference."""
 _LISTED_PER_CALL = 5
 """Objects that List reads in the time that one call takes."""
 
@@ -28,8 +28,8 @@ _LISTED_PER_CALL = 5
 class Reader(Generic[Info, Found]):
     """How one kind of object is read.
 
-    ``get``: one by name, ``None`` if it does not exist.  ``pages``: all in the namespace, some at a time, with their names.
-    ``found``: what to make of one that is wanted.
+    ``get``: reads one object by name, ``None`` if it does not exist.  ``pages``: all objects in the namespace with their
+    names, some at a time.  ``found``: converts a wanted object into what the caller gets.
     """
 
     get: Callable[[str], Awaitable[Info | None]]
@@ -41,7 +41,8 @@ class Reader(Generic[Info, Found]):
     async def read_many(self, names: Sequence[str]) -> list[Found | None]:
         """Each object, in order; ``None`` for one that does not exist.
 
-        What a list did not show is asked for by itself: it may have changed under the list, which is not one state in time.
+        A call of its own looks up each object that List did not show.  List does not show one state in time, so an object
+        may have changed meanwhile.
         """
         found: dict[str, Found] = {}
         if len(names) >= _WORTH_LISTING:
@@ -51,7 +52,7 @@ class Reader(Generic[Info, Found]):
         return await in_thread(self._in_order, names, found, rest, infos)
 
     async def _list(self, wanted: set[str], found: dict[str, Found]) -> None:
-        """List until all are found, or until single calls for the rest would have been quicker."""
+        """List until all are found, or until single calls would have been quicker."""
         budget = _LISTED_PER_CALL * len(wanted)
         async with aclosing(self.pages()) as pages:
             async for page in pages:
@@ -63,9 +64,9 @@ class Reader(Generic[Info, Found]):
                     return
 
     async def read_all(self, pages: AsyncGenerator[list[tuple[str, Info]]], is_wanted: Callable[[Info], bool]) -> list[Found]:
-        """All objects of ``pages`` that are wanted, each once: after an interruption a list begins anew.
+        """All objects of ``pages`` that are wanted, each once even if List starts again after an interruption.
 
-        Counts no progress, because nobody knows how many there will be.
+        Reports no progress, because the total is unknown.
         """
         found: dict[str, Found] = {}
         async with aclosing(pages):
@@ -87,7 +88,7 @@ class Reader(Generic[Info, Found]):
         return ordered
 
 
-# What goes through all names is done in worker threads, and not in one step of C: the event loop would wait for it.
+# Loops over all names run in worker threads, and not as one step in C: the event loop would have to wait for that step.
 
 
 def distinct(checkpoint: Checkpoint, names: Sequence[str]) -> set[str]:

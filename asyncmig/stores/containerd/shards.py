@@ -1,6 +1,7 @@
-"""All names there are, in parts: for a List whose answer is too long, by regular expressions in containerd's filter language.
+"""All names, split into shards: for a List whose answer is too long.
 
-By their ends, because names that belong together begin alike (``sha256:``) and their ends are as good as random.
+A shard is a regular expression in containerd's filter language.  Names are split by their last characters, because related
+names begin alike (``sha256:``) while their ends are as good as random.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 _NOTHING = -1
-"""Stands before the first character: there is none."""
+"""In place of a character: there is none, the id begins here."""
 _LAST = 0x10FFFF
 _USUAL_CUTS = [*range(ord("0"), ord("9") + 2), *range(ord("a"), ord("z") + 2)]
-"""Where halving is most likely to halve: almost all ids are written with digits and small letters."""
+"""The cuts that are most likely to halve a shard: almost all ids consist of digits and small letters."""
 
 
 def quoted(text: str) -> str:
-    """A value in containerd's filter language: a Go string literal.  JSON's are such, but for characters beyond 16 bits."""
+    """A value in containerd's filter language: a Go string literal.
+
+    A JSON string is one as long as no character beyond 16 bits is escaped, hence ``ensure_ascii=False``.
+    """
     return json.dumps(text, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The ids that end with ``ending``, and whose character before it is from ``low`` to ``high``, both included."""
+    """The ids that end with ``ending`` and have a character from ``low`` to ``high``, both included, before it."""
 
     ending: str
     low: int
@@ -32,7 +36,7 @@ class Shard:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is but one id."""
+        """Whether the shard can hold only one id."""
         return self.high == _NOTHING
 
     def filters(self) -> list[str]:
@@ -46,10 +50,10 @@ class Shard:
         return [f"id~={quoted(pattern)}"]
 
     def halves(self) -> list[Shard]:
-        """Two shards that make up this one, which is not a single id; the one with the shorter ids last.
+        """Two shards that together make up this one, which must not be a single id.  The one with the shorter ids is last.
 
-        Whoever goes on with the last one comes to a single id before long, and so to an end, even where every answer is said
-        to be too long.
+        A caller that always continues with the last one soon reaches a single id.  So it ends even if the server calls every
+        answer too long.
         """
         if self.low == self.high:
             return Shard(chr(self.low) + self.ending, _NOTHING, _LAST).halves()

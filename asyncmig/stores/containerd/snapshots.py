@@ -36,7 +36,7 @@ class ContainerdSnapshots:
 
     @property
     def shared(self) -> bool:
-        """Others may use the containerd as well."""
+        """Always: other users may have snapshots in a containerd."""
         return True
 
     @property
@@ -45,9 +45,9 @@ class ContainerdSnapshots:
         return self._snapshotter
 
     async def stat_many(self, names: Sequence[str]) -> list[SnapshotInfo | None]:
-        """Stat of all snapshots, through List if they are many.
+        """Stat of each snapshot; through List if there are many.
 
-        Raises :class:`LayoutError` if none of a sample exists here but some do in another namespace or snapshotter.
+        Raises :class:`LayoutError` if none of a sample exists here but some exist in another namespace or snapshotter.
         """
         return await self._bridge.run(partial(self._stat_many, names))
 
@@ -74,22 +74,22 @@ class ContainerdSnapshots:
         kind = _KINDS.get(int(info.kind), Kind.UNKNOWN)
         return SnapshotInfo(info.name, kind, info.parent, info.labels.get(GC_ROOT))
 
-    # What a filter lets through is looked at here, too: containerd before 1.4 and some snapshotters of others list all,
-    # whatever the filter.
+    # Check each listed snapshot here, too: containerd before 1.4, and some third-party snapshotters, ignore the filter and
+    # list everything.
 
     async def views(self) -> list[SnapshotInfo]:
         """All snapshots of kind View."""
         return await self._bridge.run(lambda: self._reader.read_all(self._list("kind==view"), _is_view))
 
     async def list_all(self, *, rooted: bool = False) -> list[SnapshotInfo]:
-        """All snapshots through List, which is not one state in time."""
+        """All snapshots through List, which does not show one state in time."""
         filters = (ROOTED,) if rooted else ()
         return await self._bridge.run(
             lambda: self._reader.read_all(self._list(*filters), lambda info: not rooted or GC_ROOT in info.labels)
         )
 
     async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
-        """Remove the label, with no call for a snapshot that was seen without it."""
+        """Remove the label; makes no call for a snapshot that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(partial(self._labels.remove_many, names, label, remove))
 
@@ -99,7 +99,7 @@ class ContainerdSnapshots:
         await self._client.call(self._client.snapshots.update, request, f"snapshot {name}")
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
-        """Set the label.  Of several values for one snapshot it is open which one stays."""
+        """Set the label.  If a snapshot is given several values, any of them may stay."""
         set_one = partial(self._set_label, label)
         return await self._bridge.run(partial(self._labels.set_many, values, set_one))
 

@@ -19,7 +19,7 @@ from asyncmig.stores.ports import Stores
 
 @dataclass(frozen=True, slots=True)
 class RunningContainerd:
-    """A containerd that was found fit; ``version`` is what it says of itself."""
+    """A containerd that has passed the checks.  ``version`` is the version it reports."""
 
     version: str
     stores: Stores
@@ -29,13 +29,13 @@ class RunningContainerd:
 async def open_containerd(
     address: str, *, namespace: str, snapshotter: str, concurrency: int, patience: float, progress: Progress = no_progress
 ) -> AsyncIterator[RunningContainerd]:
-    """The stores behind the socket ``address``, until the end of the block.
+    """The stores behind the socket ``address``, open until the end of the block.
 
-    ``concurrency``: calls at a time.  ``patience``: seconds for which a containerd that has gone is waited for.  ``progress``:
-    called for what was dealt with, under trio from another thread.  Works under asyncio and trio.  Opening changes nothing, and
-    no connection, task or thread is left behind.
+    ``concurrency``: calls at a time.  ``patience``: seconds to wait for a containerd that has gone away.  ``progress``: called
+    with the number of items done; under trio it is called from another thread.  Works under asyncio and trio.  Opening changes
+    nothing.  Leaving the block, also by an error or cancellation, leaves no connection, task or thread behind.
 
-    Raises :class:`LayoutError` and :class:`ContainerdError` if it can't be the right one, or can't do what is needed.
+    Raises :class:`LayoutError` or :class:`ContainerdError` if this can't be the right containerd, or it lacks what is needed.
     """
     clients: list[Client] = []
 
@@ -61,5 +61,5 @@ async def open_containerd(
             try:
                 await run_uncancellable(lambda: bridge.run(close_there))
             except BaseException:
-                close()  # in an event loop that is being torn down nothing begins any more
+                close()  # an event loop that is being torn down starts no new work, so close here
                 raise

@@ -1,6 +1,6 @@
-"""The stores of an OCI worker, or of a stopped containerd, edited in their database files.
+"""The stores of an OCI worker or of a stopped containerd, edited in their database files.
 
-Everything here has the effect, byte for byte, that containerd's own calls have on these files.
+Everything here changes these files exactly as containerd's own calls do, byte for byte.
 """
 
 from asyncmig.stores.offline.files import OfflineFiles

@@ -1,4 +1,4 @@
-"""How containerd encodes what it stores."""
+"""How containerd encodes times, numbers and names in its databases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encode_uvarint(value: int) -> bytes:
 
 
 def decode_uvarint(raw: bytes) -> int:
-    """The inverse of :func:`encode_uvarint`; 0 for bytes that are none."""
+    """The inverse of :func:`encode_uvarint`; 0 if ``raw`` is not such a number."""
     value = 0
     for i, byte in enumerate(raw[:10]):
         value |= (byte & 0x7F) << (7 * i)
@@ -48,7 +48,7 @@ def decode_uvarint(raw: bytes) -> int:
 
 
 def decode_varint(raw: bytes) -> int:
-    """The inverse of :func:`encode_varint`; 0 for bytes that are none."""
+    """The inverse of :func:`encode_varint`; 0 if ``raw`` is not such a number."""
     value = decode_uvarint(raw)
     return value >> 1 if value & 1 == 0 else ~(value >> 1)
 
@@ -59,5 +59,5 @@ def to_bytes(text: str) -> bytes:
 
 
 def to_text(raw: bytes) -> str:
-    """A stored name; bytes that are no UTF-8 become lone surrogates."""
+    """A stored name; bytes that are not UTF-8 become lone surrogates."""
     return raw.decode("utf-8", "surrogateescape")

@@ -1,6 +1,7 @@
 """Entries of containerd's metadata database and of a snapshotter's: their times and labels.
 
-Both write them alike (containerd ``metadata/boltutil``): keys ``createdat`` and ``updatedat``, and a bucket ``labels``.
+Both write them in the same form (containerd ``metadata/boltutil``): keys ``createdat`` and ``updatedat``, and a bucket
+``labels``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from asyncmig.stores.offline.codec import ZERO_TIME, to_bytes, to_text
 from asyncmig.stores.ports import GC_ROOT
 
 _MOST_PLACES = 256
-"""Sets of keys that are remembered: real entries have about ten, a hostile file has what it likes."""
+"""Sets of keys to remember at most.  Real entries have about ten different sets; a hostile file may have any number."""
 LABELS = b"labels"
 CREATED_AT = b"createdat"
 UPDATED_AT = b"updatedat"
@@ -29,8 +30,8 @@ UPDATED_AT = b"updatedat"
 class EntryReader:
     """Reads the entries of one store of the database ``path``; ``kind`` names them in messages.
 
-    ``wanted`` are the keys that are looked at.  Nearly all entries have the same keys, and one label or none: those are read
-    the short way, which takes half the time.
+    ``wanted`` are the keys to read.  Nearly all entries have the same keys, and one label or none; a short way reads them in
+    half the time.
     """
 
     def __init__(self, tx: Tx, path: str, kind: str, *wanted: bytes) -> None:
@@ -42,10 +43,10 @@ class EntryReader:
         self._root = _OnlyLabel(_GC_ROOT)
 
     def __call__(self, name: bytes, stored: BucketValue) -> tuple[Sequence[bytes], str | None, str | None]:
-        """The wanted values, empty ones for those that are missing; the label that makes it a root; and what is wrong.
+        """The wanted values (empty if missing), the value of the label :data:`GC_ROOT`, and what is wrong with the entry.
 
-        Wrong is what :func:`set_label` would fail on, or containerd when it does the same.  Meant for the reading stages: the
-        labels go when leases have been made already, and a failure then would come again and again.
+        An entry is wrong if :func:`set_label`, or containerd doing the same, would fail on it.  The reading stages must find
+        this out: labels are removed after the leases have been made, and a failure at that point would recur in every run.
         """
         return self._short_way(stored) or self._long_way(name, stored)
 
@@ -67,7 +68,10 @@ class EntryReader:
         return None if value is None else (found, to_text(value), None)
 
     def _place(self, keys: tuple[bytes, ...]) -> itemgetter[Any]:
-        """What gets the wanted values, both times and the labels out of the values and, behind them, those of missing keys."""
+        """A getter for the wanted values, both times and the labels.
+
+        It takes the entry's values, followed by two substitutes for what is missing: an empty value and no labels.
+        """
         place = self._places.get(keys)
         if place is None:
             if len(self._places) >= _MOST_PLACES:
@@ -83,27 +87,27 @@ class EntryReader:
         fault = _misshapen(entry, labels)
         if fault is not None:
             place = f"{printable(self._path)}: {self._kind} {printable(to_text(name))}"
-            fault = f"{place}: {fault}; containerd never writes that, restore the file from a copy"
+            fault = f"{place}: {fault}; containerd never writes that; restore the file from a backup"
         found = [entry.get(key, b"") for key in self._wanted]
         return [b"" if type(value) is BucketValue else value for value in found], _root_label(labels), fault
 
 
 def _root_label(labels: Contents | None) -> str | None:
-    """The label that makes an entry a root; as for containerd, an empty value is one, and what is a bucket is none."""
+    """The value of the label that makes an entry a root, as containerd sees it: an empty value counts, a bucket does not."""
     value = labels.get(_GC_ROOT) if labels else None
     return None if value is None or type(value) is BucketValue else to_text(value)
 
 
 class _OnlyLabel:
-    """Finds the value of a label in an inline bucket that holds nothing else, without taking it apart."""
+    """Finds the value of a label in an inline bucket that holds nothing else, without decoding the bucket."""
 
     def __init__(self, label: bytes) -> None:
         self._label = label
-        self._start = encode_inline([label], [b""], 0)[: INLINE_PREFIX + ELEMENT_SIZE - 4]  # to where the value's size stands
+        self._start = encode_inline([label], [b""], 0)[: INLINE_PREFIX + ELEMENT_SIZE - 4]  # ends before the value's size
         self._value_at = INLINE_PREFIX + ELEMENT_SIZE + len(label)
 
     def value(self, labels: bytes) -> bytes | None:
-        """The label's value; ``None`` if this is another bucket, or none."""
+        """The label's value; ``None`` if ``labels`` is not a bucket or holds anything else."""
         at = self._value_at
         if not labels.startswith(self._start) or not labels.startswith(self._label, at - len(self._label)):
             return None
@@ -127,11 +131,11 @@ def _misshapen(entry: Contents, labels: Contents | None) -> str | None:
 
 
 def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -> None:
-    """What containerd's Update with the field path ``labels.<label>`` does to a metadata entry; no ``value`` removes the label.
+    """Do to a metadata entry what containerd's Update with the field path ``labels.<label>`` does; empty ``value``: remove.
 
-    It rewrites both times and all labels, of which those with an empty value go, too.  The bucket of the labels is there
-    afterwards even if it is empty, and even if there was none before: a label to be removed is an entry without value in
-    the map that is written (containerd ``metadata/boltutil``).  Raises :class:`BucketError` for an entry that is misshapen.
+    Update rewrites both times and all labels, and drops labels with an empty value.  Afterwards there is a bucket for the
+    labels, even if it is empty and did not exist before: to remove a label, containerd writes a map in which the label has an
+    empty value (containerd ``metadata/boltutil``).  Raises :class:`BucketError` if the entry has a wrong form.
     """
     labels = nested_contents(tx, entry, LABELS)
     cause = _misshapen(entry, labels)
@@ -156,23 +160,23 @@ class LabelRemoval:
         self._edit = UniformEdit(tx, lambda entry: set_label(tx, entry, label, b"", now), self._signature)
 
     def __call__(self, value: BucketValue) -> BucketValue:
-        """Remove the label of the entry with this value; returns its new one."""
+        """Remove the label from the entry with this value; return the entry's new value."""
         return self._edit(value)
 
     def _signature(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool | None:
-        """Whether the entry has just this one label, with a value, or else none: one or the other is true of nearly all."""
+        """``True`` for an entry with only this label and a value, ``False`` without labels, ``None`` for the few others."""
         if LABELS not in keys:
             return False
         return True if self._only_label.value(values[keys.index(LABELS)]) else None
 
 
 def by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
-    """The values of a label by the names of its objects as they are stored."""
+    """Adapt a function that gives an object's label value by name to names and values as they are stored."""
     return lambda key: to_bytes(value_of(to_text(key)))
 
 
 def label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None) -> Edit:
-    """What sets the label of an entry, or without values removes it."""
+    """An edit that sets the label of each entry, or removes it if ``value_of`` is ``None``."""
     removal = LabelRemoval(tx, label, now)
 
     def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
@@ -187,4 +191,5 @@ def label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], byt
 
 _GC_ROOT = to_bytes(GC_ROOT)
 _NO_LABELS = BucketValue()
-"""Stands for the labels of an entry that has none; told by identity, so no plain bytes: equal ones may be one object."""
+"""Stands for the labels of an entry without labels.  Compared by identity, so it must not be plain bytes: CPython may use one
+object for equal ones."""

@@ -1,8 +1,8 @@
 """Leases in containerd's metadata database: ``v1/<namespace>/leases/<id>``.
 
 A lease holds ``createdat``, a bucket of labels if it has any, and its resources as keys with empty values:
-``snapshots/<snapshotter>/<key>`` and ``content/<digest>``, with other writers also ``ingests/<ref>`` and, from containerd 2.0
-on, ``images/<name>``.  It has no ``updatedat``.
+``snapshots/<snapshotter>/<key>`` and ``content/<digest>``.  Other writers also add ``ingests/<ref>`` and, from containerd 2.0
+on, ``images/<name>``.  A lease has no ``updatedat``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from asyncmig.stores.offline.entries import CREATED_AT, LABELS
 from asyncmig.stores.offline.files import CONTENT, LEASES, SNAPSHOTS, VERSION, OfflineFiles, update, view
 from asyncmig.stores.ports import Lease, Protected, Resource
 
-# Reading all leases back costs one transaction; it shows that what was written is what was meant.
+# Never confirmed: reading all leases back costs only one transaction and proves that we wrote what we meant.
 _NEW = Protected(is_new=True, confirmed=False)
 _EXISTING = Protected(is_new=False, confirmed=False)
 _MOST_LABELS = 64
 _FLAT = (CONTENT, b"ingests", b"images")
-"""Types that stand in a bucket of their own.  No migration makes the last two, but they count for who holds a lease."""
+"""Resource types that have a bucket of their own.  No migration makes the last two, but other leases may hold them."""
 
 
 class OfflineLeases:
@@ -38,7 +38,7 @@ class OfflineLeases:
 
     @property
     def atomic(self) -> bool:
-        """One transaction makes all leases."""
+        """Always: one transaction makes all leases."""
         return True
 
     async def list_many(self, ids: Sequence[str]) -> list[Lease | None]:
@@ -70,7 +70,7 @@ class OfflineLeases:
         return found
 
     async def protect_many(self, leases: Sequence[Lease]) -> list[Protected]:
-        """Make all leases with their resources in one transaction: a cancelled call has no effect."""
+        """Make all leases with their resources in one transaction, so a cancelled call has no effect."""
         return await in_thread(self._protect_many, leases)
 
     def _protect_many(self, checkpoint: Checkpoint, leases: Sequence[Lease]) -> list[Protected]:
@@ -97,7 +97,7 @@ class OfflineLeases:
         return outcomes
 
     async def delete_many(self, ids: Sequence[str]) -> None:
-        """Delete all leases in one transaction: a cancelled call has no effect."""
+        """Delete all leases in one transaction, so a cancelled call has no effect."""
         await in_thread(self._delete_many, ids)
 
     def _delete_many(self, checkpoint: Checkpoint, ids: Sequence[str]) -> None:
@@ -111,9 +111,9 @@ class OfflineLeases:
                     leases.delete_bucket(name)
 
     async def remove_resources_many(self, leases: Sequence[Lease]) -> None:
-        """Take the resources from all leases in one transaction: a cancelled call has no effect.
+        """Remove the resources from all leases in one transaction, so a cancelled call has no effect.
 
-        The buckets they stood in stay, if empty, as with containerd's DeleteResource (``metadata/leases.go``).
+        Their buckets stay even if they become empty, as with containerd's DeleteResource (``metadata/leases.go``).
         """
         await in_thread(self._remove_resources_many, leases)
 
@@ -137,7 +137,7 @@ class OfflineLeases:
 
 
 class _LabelWriter:
-    """Writes the labels of leases; those of all leases that a migration makes are the same."""
+    """Writes the labels of leases; encodes them once, because all leases of a migration have the same labels."""
 
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
@@ -145,7 +145,7 @@ class _LabelWriter:
         self._value: BucketValue | None = None
 
     def __call__(self, labels: Mapping[str, str]) -> BucketValue | None:
-        if labels is not self._labels or (self._value and self._value.root):  # a page has one owner
+        if labels is not self._labels or (self._value and self._value.root):  # no two buckets may share a page
             self._labels = labels
             texts = {codec.to_bytes(name): codec.to_bytes(value) for name, value in labels.items()}
             self._value = write_contents(self._tx, Contents(texts)) if labels else None
@@ -153,7 +153,7 @@ class _LabelWriter:
 
 
 def _new_lease(tx: Tx, lease: Lease, now: bytes, labels: BucketValue | None) -> BucketValue:
-    """A lease that is not there yet: its entries in key order, which costs half of what :func:`_add_resources` does."""
+    """Write a lease that does not exist yet.  Writing its entries in key order costs half as much as :func:`_add_resources`."""
     held = _by_place(lease.resources, (CONTENT,))
     content = held.pop((CONTENT,), None)
     entry: dict[bytes, bytes] = {} if content is None else {CONTENT: _keys(tx, content)}
@@ -204,13 +204,13 @@ def _remove_resources(tx: Tx, entry: Contents, resources: Sequence[Resource]) ->
 
 
 def _put_back(tx: Tx, way: list[Contents], place: tuple[bytes, ...]) -> None:
-    """Write the buckets on the way to a place, the innermost first; not the first of them."""
+    """Write the buckets on the way to a place, the innermost first; all except ``way[0]``, which the caller writes."""
     for i in range(len(place), 0, -1):
         way[i - 1][place[i - 1]] = write_contents(tx, way[i])
 
 
 def _by_place(resources: Sequence[Resource], flat: tuple[bytes, ...]) -> dict[tuple[bytes, ...], list[bytes]]:
-    """The resources' keys by the names of the buckets that they stand in."""
+    """The keys of the resources, by the names of the buckets that hold them."""
     found: dict[tuple[bytes, ...], list[bytes]] = {}
     for resource in resources:
         found.setdefault(_place(resource.type, flat), []).append(codec.to_bytes(resource.id))
@@ -219,7 +219,7 @@ def _by_place(resources: Sequence[Resource], flat: tuple[bytes, ...]) -> dict[tu
 
 @lru_cache(maxsize=64)
 def _place(resource_type: str, flat: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Names of the buckets that such a resource stands in; ``flat`` are the types allowed that are one word."""
+    """Names of the buckets that hold a resource of this type.  ``flat``: the allowed types that consist of one word."""
     place = tuple(codec.to_bytes(resource_type).split(b"/"))
     if not (len(place) == 1 and place[0] in flat) and not (len(place) == 2 and place[0] == SNAPSHOTS):
         raise StoreError(f"a lease can't hold a resource of type {printable(resource_type)}")
@@ -227,11 +227,11 @@ def _place(resource_type: str, flat: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 
 def _read(tx: Tx, lease_id: str, stored: BucketValue, known: dict[bytes, Mapping[str, str]]) -> Lease:
-    """A lease.  ``known`` has labels that were decoded before: those of the leases of one migration are all the same."""
+    """A lease.  ``known`` has labels that were decoded before, because all leases of one migration have the same labels."""
     entry = read_contents(tx, stored)
     raw = entry.get(LABELS, b"")
     if type(raw) is not BucketValue:
-        raw = b""  # no labels, even if a value of the same bytes is a bucket elsewhere
+        raw = b""  # no labels, even if another lease has a bucket with the same bytes
     labels = known.get(raw)
     if labels is None:
         contents = nested_contents(tx, entry, LABELS) or Contents()

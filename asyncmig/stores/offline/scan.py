@@ -1,7 +1,7 @@
-"""What a store has, read once.
+"""Everything that a store has, read once.
 
-The files are locked, so what was read stays true until this process changes it.  To read all of a store in the order of its
-keys costs less than to look up a fifth of it.
+The files are locked, so what was read stays true until this process changes it.  Reading a whole store in key order costs less
+than looking up a fifth of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Info_co = TypeVar("Info_co", covariant=True)
 
 
 class Scan(Generic[Info_co]):
-    """All objects of a store in the order of their names, and what is wrong with those whose labels can't be changed.
+    """All objects of a store in the order of their names, and what is wrong with objects whose labels can't be changed.
 
-    What is known of each is kept as a tuple of numbers and strings, of which ``make`` makes an Info with the name: objects of
-    their own would be gone through by Python's garbage collector again and again, while the event loop waits.
+    The facts about each object are kept as a tuple of numbers and strings; ``make`` turns the name and the tuple into an Info.
+    Python's garbage collector would go through full objects again and again, while the event loop waits.
     """
 
     def __init__(self, make: Callable[..., Info_co]) -> None:
@@ -31,12 +31,12 @@ class Scan(Generic[Info_co]):
         self.faults: dict[str, str] = {}
 
     def get(self, name: str) -> Info_co | None:
-        """What is known of the object; ``None`` if there is none."""
+        """Info of the object; ``None`` if it does not exist."""
         facts = self.facts.get(name)
         return None if facts is None else self._make(name, *facts)
 
     def all(self) -> Iterator[Info_co]:
-        """What is known of all objects."""
+        """Info of every object."""
         return (self._make(name, *facts) for name, facts in self.facts.items())
 
     def forget(self, checkpoint: Checkpoint) -> None:
@@ -44,12 +44,12 @@ class Scan(Generic[Info_co]):
         drop(checkpoint, self.facts)
 
     def note(self, name: str, fault: str | None) -> None:
-        """Note what is wrong with an object, if anything is."""
+        """Remember what is wrong with an object, if anything is."""
         if fault is not None:
             self.faults.setdefault(name, fault)
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise :class:`StoreError` if something is wrong with one of the objects."""
+        """Raise :class:`StoreError` if anything is wrong with one of the objects."""
         for name in names if self.faults else ():
             if name in self.faults:
                 raise StoreError(self.faults[name])
@@ -57,7 +57,7 @@ class Scan(Generic[Info_co]):
 
 @contextmanager
 def share_of(total: int, progress: Progress) -> Iterator[Progress]:
-    """Report ``total`` items as dealt with, in the measure in which the items of a scan are, whose number is another one."""
+    """Report ``total`` items as done while a scan advances, although the scan may go through more or fewer items."""
     left = total
 
     def advance(count: int) -> None:

@@ -21,7 +21,7 @@ def offline_stores(
 ) -> Stores:
     """The stores in ``files``, with the snapshots of ``snapshotter`` and the data of blobs in ``content_directory``.
 
-    ``progress`` is called from worker threads.  ``shared``: whether the files are those of a containerd with other users.
+    ``progress`` is called from worker threads.  ``shared``: whether the files belong to a containerd with other users.
     """
     return Stores(
         OfflineContent(files, content_directory, progress),

@@ -116,7 +116,7 @@ async def test_an_event_loop_that_can_t_be_made(monkeypatch: pytest.MonkeyPatch)
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(asyncio, "run", no_loop)
-    with pytest.raises(StoreError, match=r"no event loop for the calls to containerd: .*Too many open files"):
+    with pytest.raises(StoreError, match=r"cannot start an event loop for the calls to containerd: .*Too many open files"):
         async with open_bridge():
             pass
     assert not bridge_threads()

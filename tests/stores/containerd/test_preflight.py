@@ -104,12 +104,12 @@ def test_a_worker_of_a_containerd_is_told_by_its_content(tmp_path: Path, cache: 
 def test_an_oci_worker_is_not_looked_for_in_a_containerd(tmp_path: Path, cache: V1Cache) -> None:
     worker = cache.write(tmp_path / "runc-overlayfs")
     for options in ({"address": "/run/c.sock"}, {"layout": "containerd"}, {"containerd_root": str(tmp_path)}):
-        with pytest.raises(LayoutError, match=r"lie in the directory itself \(containerdmeta.db\)"):
+        with pytest.raises(LayoutError, match=r"are in the directory itself \(containerdmeta.db\)"):
             find_layout(worker, **options)
 
 
 def test_running_and_stopped_exclude_each_other(worker: Path) -> None:
-    with pytest.raises(LayoutError, match="exclude each other"):
+    with pytest.raises(LayoutError, match="give only one of them"):
         find_layout(worker, address="/run/c.sock", containerd_root="/var/lib/containerd")
 
 
@@ -204,18 +204,18 @@ async def test_a_containerd_that_is_too_old(call: str, worker: Path, fake: FakeC
 async def test_a_namespace_that_does_not_exist(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
     fake.elsewhere["k8s.io"] = MemoryStores()
     fake.state.snapshots.clear()
-    with pytest.raises(LayoutError, match=r"has no namespace moby; there is: buildkit, k8s\.io \(--namespace\)"):
+    with pytest.raises(LayoutError, match=r"there is no namespace moby; choose one with --namespace: buildkit, k8s\.io$"):
         await asyncmig.migrate(worker, Options(address=str(fake.address), namespace="moby"))
 
 
 @pytest.mark.parametrize("namespace", ["a b", "a\nb", "-", "ä", "a..b"])
 async def test_a_namespace_that_can_t_exist(namespace: str, worker: Path, fake: FakeContainerd, unchanged: None) -> None:
-    with pytest.raises(LayoutError, match="containerd allows letters and digits"):
+    with pytest.raises(LayoutError, match="is invalid: containerd allows letters and digits"):
         await asyncmig.migrate(worker, Options(address=str(fake.address), namespace=namespace))
 
 
 async def test_a_snapshotter_that_does_not_exist(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
-    with pytest.raises(LayoutError, match=r"has no snapshotter stargz; there is: native, overlayfs \(--snapshotter\)"):
+    with pytest.raises(LayoutError, match=r"there is no snapshotter stargz; choose one with --snapshotter: native, overlayfs$"):
         await asyncmig.migrate(worker, Options(address=str(fake.address), snapshotter="stargz"))
 
 
@@ -233,13 +233,13 @@ async def test_a_wrong_namespace_is_told_the_right_one(
     fake.state.snapshots.clear()
     with pytest.raises(
         LayoutError,
-        match=rf"none of {looked_up} records .* namespace buildkit.*: --namespace moby --snapshotter overlayfs \(6",
+        match=rf"looked for {looked_up} snapshots .* namespace buildkit.*: --namespace moby --snapshotter overlayfs \(has 6 ",
     ):
         await asyncmig.migrate(worker, Options(address=str(fake.address), semantics=SEMANTICS[semantics].name))
 
 
 async def test_a_wrong_snapshotter_is_told_the_right_one(worker: Path, fake: FakeContainerd, unchanged: None) -> None:
-    with pytest.raises(LayoutError, match=r"snapshotter native; they are in: --namespace buildkit --snapshotter overlayfs"):
+    with pytest.raises(LayoutError, match=r"snapshotter native; use instead: --namespace buildkit --snapshotter overlayfs"):
         await asyncmig.migrate(worker, Options(address=str(fake.address), snapshotter="native"))
 
 
