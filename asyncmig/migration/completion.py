@@ -12,6 +12,7 @@ from asyncmig.migration.progress import Stage
 from asyncmig.migration.release import ReleasePlan, release
 from asyncmig.migration.report import Outcome, Report
 from asyncmig.migration.reporter import Reporter
+from asyncmig.migration.semantics import SEMANTICS, UPSTREAM
 from asyncmig.migration.tail import run_tail
 from asyncmig.stores.ports import Stores
 
@@ -34,7 +35,8 @@ async def complete(journal: Journal, file: JournalFile, stores: Stores, reporter
         # The run before was perhaps killed, or failed, before the name of the new database was on the disk.
         await in_thread(lambda _: sync_directory(os.path.dirname(file.path)))
         with reporter.stage(Stage.RELEASE, len(plan.snapshots) + len(plan.blobs)):
-            await release(reporter.result.counts, stores, plan)
+            semantics = SEMANTICS.get(journal.semantics, UPSTREAM)
+            await release(reporter.result.counts, stores, plan, semantics)
         await in_thread(lambda _: file.note_complete())
         reporter.note("interrupted-before", _INTERRUPTED)
 

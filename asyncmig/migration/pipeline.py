@@ -270,7 +270,7 @@ class Pipeline:
             case Stage.VERIFY:
                 await verify(self._doubtful, self.stores.leases)
             case Stage.RELEASE:
-                self._report_vanished(await release(self.cache.report.counts, self.stores, self.release))
+                self._report_vanished(await release(self.cache.report.counts, self.stores, self.release, self.cache.semantics))
             case Stage.PUBLISH:
                 await in_thread(self._publish)
             case _:

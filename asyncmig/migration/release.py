@@ -15,6 +15,7 @@ from asyncmig.concurrency import drop, in_thread, stepping
 from asyncmig.errors import listed, printable
 from asyncmig.migration.cache import Cache
 from asyncmig.migration.report import Counts, Leftovers
+from asyncmig.migration.semantics import Semantics
 from asyncmig.stores.ports import GC_ROOT, ContentInfo, Kind, Lease, Resource, SnapshotInfo, Stores
 
 EXPIRE = "containerd.io/gc.expire"
@@ -175,10 +176,11 @@ def _deal_with_leftovers(cache: Cache, plan: ReleasePlan, leftovers: Leftovers) 
 # -- the stage
 
 
-async def release(counts: Counts, stores: Stores, plan: ReleasePlan) -> Vanished:
+async def release(counts: Counts, stores: Stores, plan: ReleasePlan, semantics: Semantics) -> Vanished:
     """Remove the labels; returns what is not there any more."""
-    snapshots = await stores.snapshots.remove_label_many(plan.snapshots, GC_ROOT)
-    blobs = await stores.content.remove_label_many(plan.blobs, GC_ROOT)
+    tidy = semantics.removes_empty_labels
+    snapshots = await stores.snapshots.remove_label_many(plan.snapshots, GC_ROOT, tidy=tidy)
+    blobs = await stores.content.remove_label_many(plan.blobs, GC_ROOT, tidy=tidy)
     return await in_thread(_count, counts, plan, snapshots, blobs)
 
 

@@ -38,6 +38,8 @@ class Semantics:
     reports_leftovers: bool
     """What carries v1's label and belongs to no record is reported, and released on request; a view that somebody holds a lease
     on is left alone (9)."""
+    removes_empty_labels: bool
+    """No empty bucket of labels stays where the last label has gone, in files (10)."""
     caveat: str = ""
     """What users of layers with a blob must know."""
 
@@ -51,6 +53,7 @@ UPSTREAM = Semantics(
     whole_chains_only=False,
     repairs=False,
     reports_leftovers=False,
+    removes_empty_labels=False,
     caveat="their size is not recorded, so exporting or pushing them fails until they are built again (docs/upstream.md)",
 )
 """What MigrateV2 of BuildKit v0.27.1 writes, key for key, lease for lease, label for label.
@@ -67,6 +70,7 @@ HARDENED = Semantics(
     whole_chains_only=True,
     repairs=True,
     reports_leftovers=True,
+    removes_empty_labels=True,
 )
 """Upstream's result without its defects."""
 

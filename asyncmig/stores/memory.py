@@ -90,7 +90,7 @@ class _Content:
         data = blob.data if blob else None
         return data[:HEAD_SIZE] if data is not None and len(data) == info.size else None
 
-    async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, digests: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         async def remove(digest: str) -> bool:
             await self._state.on_call("update content", digest)
             return _set_label(self._state.blobs.get(digest), label, "")
@@ -137,7 +137,7 @@ class _Snapshots:
     def _all(self) -> list[SnapshotInfo]:
         return [_snapshot_info(name, snapshot) for name, snapshot in self._state.snapshots.items()]
 
-    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, names: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         async def remove(name: str) -> bool:
             await self._state.on_call("update snapshot", name)
             return _set_label(self._state.snapshots.get(name), label, "")

@@ -110,8 +110,12 @@ class ContentStore(Protocol):
         """
         ...
 
-    async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
-        """Remove ``label`` from each blob; return for each, in order, whether the blob exists."""
+    async def remove_label_many(self, digests: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
+        """Remove ``label`` from each blob; return for each, in order, whether the blob exists.
+
+        ``tidy``: where that is in this store's hands, no empty bucket of labels stays behind.  BuildKit 0.10 to 0.12 take one
+        for "the size is known, and is 0".
+        """
         ...
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
@@ -144,8 +148,11 @@ class SnapshotStore(Protocol):
         """All snapshots; only those with the label :data:`GC_ROOT` if ``rooted``."""
         ...
 
-    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
-        """Remove ``label`` from each snapshot; return for each, in order, whether the snapshot exists."""
+    async def remove_label_many(self, names: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
+        """Remove ``label`` from each snapshot; return for each, in order, whether the snapshot exists.
+
+        ``tidy`` as :meth:`ContentStore.remove_label_many` has it.
+        """
         ...
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:

@@ -547,7 +547,8 @@ async def test_a_disk_that_is_too_full_is_noticed_before_anything_is_changed(sma
 
 
 @pytest.mark.parametrize("records", [30, 300, 3000])
-async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, tmp_path: Path) -> None:
+async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, semantics: Semantics, tmp_path: Path) -> None:
+    """Hardened needs less, because it leaves no empty buckets of labels; it may be asked for what upstream needs."""
     worker = Path(synthesize(tmp_path / "runc-overlayfs", records=records).directory)
     paths = (worker / "containerdmeta.db", worker / "snapshots" / "metadata.db")
     files = OfflineFiles.open(*paths, namespace="buildkit", writable=False)
@@ -555,10 +556,11 @@ async def test_the_space_asked_for_is_enough_and_not_much_more(records: int, tmp
     files.close()
     sizes = {path: path.stat().st_size for path in paths}
     v1 = (worker / "metadata.db").stat().st_size
-    await asyncmig.migrate(worker)
+    await asyncmig.migrate(worker, Options(semantics=semantics.name))
     for path in paths:
         grown = path.stat().st_size - sizes[path]
-        assert grown <= asked[str(path)] <= 2 * grown + 200_000
+        assert grown <= asked[str(path)]
+        assert asked[str(path)] <= 2 * grown + 200_000 or semantics is HARDENED
     v2 = (worker / "metadata_v2.db").stat().st_size
     assert v2 <= v1 + 1536 * records + 100_000
 

@@ -110,7 +110,7 @@ class ContainerdContent:
             return None
         return b"".join(parts[place] for place in sorted(parts))
 
-    async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, digests: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         """Remove the label; makes no call for a blob that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(partial(self._labels.remove_many, digests, label, remove))

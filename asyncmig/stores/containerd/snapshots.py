@@ -88,7 +88,7 @@ class ContainerdSnapshots:
             lambda: self._reader.read_all(self._list(*filters), lambda info: not rooted or GC_ROOT in info.labels)
         )
 
-    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, names: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         """Remove the label; makes no call for a snapshot that was seen without it."""
         remove = partial(self._remove_label, label)
         return await self._bridge.run(partial(self._labels.remove_many, names, label, remove))

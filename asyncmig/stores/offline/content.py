@@ -109,12 +109,12 @@ class OfflineContent:
         match = _DIGEST.fullmatch(digest)
         return os.path.join(self._directory, "blobs", *filter(None, match.groups())) if match else None
 
-    async def remove_label_many(self, digests: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, digests: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         """Remove the label from all blobs in one transaction: a cancelled call has no effect."""
-        return await in_thread(self._remove_label_many, digests, label)
+        return await in_thread(self._remove_label_many, digests, label, tidy)
 
-    def _remove_label_many(self, checkpoint: Checkpoint, digests: Sequence[str], label: str) -> list[bool]:
-        return self._update_many(checkpoint, digests, label)
+    def _remove_label_many(self, checkpoint: Checkpoint, digests: Sequence[str], label: str, tidy: bool) -> list[bool]:
+        return self._update_many(checkpoint, digests, label, tidy=tidy)
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
         """Set the label of all blobs in one transaction: a cancelled call has no effect.
@@ -129,7 +129,13 @@ class OfflineContent:
         return self._update_many(checkpoint, [digest for digest, _ in values], label, wanted.__getitem__)
 
     def _update_many(
-        self, checkpoint: Checkpoint, digests: Sequence[str], label: str, value_of: Callable[[str], str] | None = None
+        self,
+        checkpoint: Checkpoint,
+        digests: Sequence[str],
+        label: str,
+        value_of: Callable[[str], str] | None = None,
+        *,
+        tidy: bool = False,
     ) -> list[bool]:
         if not digests:
             return []
@@ -145,7 +151,7 @@ class OfflineContent:
                     found.add(codec.to_text(key))
                 return change(key, stored)
 
-            change = label_edit(tx, name, now, value_of and by_key(value_of))
+            change = label_edit(tx, name, now, value_of and by_key(value_of), tidy=tidy)
             if blobs:
                 ordered = sorted_in_steps(list(digests))
                 edit_buckets(blobs, map(codec.to_bytes, stepping(checkpoint, ordered, self._progress)), edit)

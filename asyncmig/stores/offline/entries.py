@@ -130,12 +130,14 @@ def _misshapen(entry: Contents, labels: Contents | None) -> str | None:
     return f"label {printable(to_text(nested))} is a bucket where a value should be"
 
 
-def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -> None:
+def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes, *, tidy: bool = False) -> None:
     """Do to a metadata entry what containerd's Update with the field path ``labels.<label>`` does; empty ``value``: remove.
 
     Update rewrites both times and all labels, and drops labels with an empty value.  Afterwards there is a bucket for the
     labels, even if it is empty and did not exist before: to remove a label, containerd writes a map in which the label has an
-    empty value (containerd ``metadata/boltutil``).  Raises :class:`BucketError` if the entry has a wrong form.
+    empty value (containerd ``metadata/boltutil``).  With ``tidy`` no empty bucket stays.
+
+    Raises :class:`BucketError` if the entry has a wrong form.
     """
     labels = nested_contents(tx, entry, LABELS)
     cause = _misshapen(entry, labels)
@@ -149,15 +151,18 @@ def set_label(tx: Tx, entry: Contents, label: bytes, value: bytes, now: bytes) -
     if not all(labels.values()):
         for key in [key for key, value in labels.items() if not value]:
             del labels[key]
-    entry[LABELS] = write_contents(tx, labels)
+    if labels or not tidy:
+        entry[LABELS] = write_contents(tx, labels)
+    else:
+        entry.pop(LABELS, None)
 
 
 class LabelRemoval:
     """:func:`set_label` without a value, for very many entries."""
 
-    def __init__(self, tx: Tx, label: bytes, now: bytes) -> None:
+    def __init__(self, tx: Tx, label: bytes, now: bytes, *, tidy: bool) -> None:
         self._only_label = _OnlyLabel(label)
-        self._edit = UniformEdit(tx, lambda entry: set_label(tx, entry, label, b"", now), self._signature)
+        self._edit = UniformEdit(tx, lambda entry: set_label(tx, entry, label, b"", now, tidy=tidy), self._signature)
 
     def __call__(self, value: BucketValue) -> BucketValue:
         """Remove the label from the entry with this value; return the entry's new value."""
@@ -175,9 +180,9 @@ def by_key(value_of: Callable[[str], str]) -> Callable[[bytes], bytes]:
     return lambda key: to_bytes(value_of(to_text(key)))
 
 
-def label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None) -> Edit:
-    """An edit that sets the label of each entry, or removes it if ``value_of`` is ``None``."""
-    removal = LabelRemoval(tx, label, now)
+def label_edit(tx: Tx, label: bytes, now: bytes, value_of: Callable[[bytes], bytes] | None, *, tidy: bool = False) -> Edit:
+    """An edit that sets the label of each entry, or removes it if ``value_of`` is ``None``; ``tidy`` as :func:`set_label`."""
+    removal = LabelRemoval(tx, label, now, tidy=tidy)
 
     def edit(key: bytes, stored: BucketValue | None) -> BucketValue | None:
         if stored is None or value_of is None:

@@ -238,12 +238,12 @@ class OfflineSnapshots:
 
     # -- changing labels
 
-    async def remove_label_many(self, names: Sequence[str], label: str) -> list[bool]:
+    async def remove_label_many(self, names: Sequence[str], label: str, *, tidy: bool = False) -> list[bool]:
         """Remove the label from all snapshots in one transaction a database: a cancelled call has no effect."""
-        return await in_thread(self._remove_label_many, names, label)
+        return await in_thread(self._remove_label_many, names, label, tidy)
 
-    def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str) -> list[bool]:
-        return self._update_many(checkpoint, names, label)
+    def _remove_label_many(self, checkpoint: Checkpoint, names: Sequence[str], label: str, tidy: bool) -> list[bool]:
+        return self._update_many(checkpoint, names, label, tidy=tidy)
 
     async def set_label_many(self, values: Sequence[tuple[str, str]], label: str) -> list[bool]:
         """Set the label of all snapshots in one transaction a database: a cancelled call has no effect.
@@ -258,7 +258,13 @@ class OfflineSnapshots:
         return self._update_many(checkpoint, [name for name, _ in values], label, wanted.__getitem__)
 
     def _update_many(
-        self, checkpoint: Checkpoint, names: Sequence[str], label: str, value_of: Callable[[str], str] | None = None
+        self,
+        checkpoint: Checkpoint,
+        names: Sequence[str],
+        label: str,
+        value_of: Callable[[str], str] | None = None,
+        *,
+        tidy: bool = False,
     ) -> list[bool]:
         if not names or self._files.backend is None:
             return [False for _ in names]
@@ -280,14 +286,14 @@ class OfflineSnapshots:
             if entries is None or backend_entries is None:
                 return [False for _ in names]
             ordered = map(codec.to_bytes, stepping(checkpoint, found, self._progress))
-            edit_buckets(entries, ordered, label_edit(metadata, label_name, now, value_of and by_key(value_of)))
+            edit_buckets(entries, ordered, label_edit(metadata, label_name, now, value_of and by_key(value_of), tidy=tidy))
             # Only inherited labels reach the backend (containerd snapshots.FilterInheritedLabels); but its Update runs.
             in_backend = None
             if value_of is not None and (label == _INHERITED_LABEL or label.startswith(_INHERITED_PREFIX)):
                 values = {key: codec.to_bytes(value_of(name)) for name, key in zip(found, backend_keys, strict=True)}
                 in_backend = values.__getitem__
             backend_ordered = stepping(checkpoint, sorted_in_steps(backend_keys))
-            edit_buckets(backend_entries, backend_ordered, label_edit(backend, label_name, now, in_backend))
+            edit_buckets(backend_entries, backend_ordered, label_edit(backend, label_name, now, in_backend, tidy=tidy))
         return [name not in missing for name in names]
 
 
