@@ -89,7 +89,8 @@ class Options:
 
 
 MAX_CONCURRENCY = 1024
-MAX_TIMEOUT = 86400.0
+MAX_TIMEOUT = 1e9
+"""Thirty years: whoever wants to wait for ever may."""
 
 
 def check_path(name: str, value: object) -> None:
