@@ -1,8 +1,8 @@
 """Having the kernel read a whole file from front to back before it is walked through.
 
-A walk goes from page to page in the order of the tree, which a disk answers page by page: on a cold cache that took ten times
-as long as to read the file in order.  The kernel is only asked to read, so what a walk finds is the same with and without, and
-a file that is in memory already costs 2 µs for 128 KiB.  See docs/decisions/0012-cold-caches.md.
+A walk goes from page to page in the order of the tree, which a disk answers page by page: on a cold cache that took eight
+times as long as to read the file in order, or more.  The kernel is only asked to read, so what a walk finds is the same with
+and without, and a file that is in memory already costs 2 µs for 128 KiB.  See docs/decisions/0012-cold-caches.md.
 """
 
 from __future__ import annotations

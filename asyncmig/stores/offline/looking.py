@@ -1,8 +1,8 @@
 """Looking at many files of a directory, each of which may wait for the disk.
 
-On a cold cache a look waits for the directory, the inode and the data, one after the other.  Eight at a time in the order of
-the inodes, which is that of the disk, take a fifth of the time.  On a warm one a look takes a few system calls, and threads
-would only fight for the interpreter lock, so they are called to help when looks turn out to be slow.
+On a cold cache a look waits for the directory, the inode and the data, one after the other.  Eight at a time,
+in the order of the inodes, wait less.  On a warm one a look takes a few system calls, and threads would only fight for the
+interpreter lock, so they are called to help when looks turn out to be slow.  See docs/decisions/0012-cold-caches.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOOKERS = 8
 _TURN = 32
 """Looks after which it is found out how long they took."""
 _SLOW = 50e-6
-"""Seconds: no look that finds everything in memory takes so long."""
+"""Seconds: a look that finds everything in memory took a fifth of it."""
 _SLOW_ONES = 8
 """Slow looks in a turn that call for help; one or two may be a thread that had to wait for a processor."""
 _BATCH = 16
