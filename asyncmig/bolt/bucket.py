@@ -230,7 +230,7 @@ class Bucket:
         existing = self._lookup(name)
         if existing is not None:
             kind = "bucket" if type(existing) is BucketValue else "key"
-            raise BucketError(f"{kind} {name[:64]!r} exists already")
+            raise BucketError(f"{kind} {name[:64]!r} already exists")
         self._store(name, value)
 
     def replace(self, name: bytes, value: BucketValue) -> Node:

@@ -103,7 +103,7 @@ def _edit_buckets(bucket: Bucket, names: Iterable[bytes], edit: Edit) -> None:
             before = leaf
         old = None if i is None else leaf.values[i]
         if old is not None and type(old) is not BucketValue:
-            raise BucketError(f"key {name[:64]!r} exists already")
+            raise BucketError(f"key {name[:64]!r} already exists")
         new = edit(name, old)
         if new is None:
             continue

@@ -99,7 +99,7 @@ def _new_directory(directory: str) -> Iterator[None]:
         except FileExistsError:
             if not os.path.isdir(directory) or os.listdir(directory):
                 raise LayoutError(
-                    f"{printable(directory)}: exists already and is not empty; give a new or an empty directory"
+                    f"{printable(directory)}: already exists and is not empty; give a new or an empty directory"
                 ) from None
     except OSError as error:
         raise StoreError(f"{printable(directory)}: cannot create it: {error.strerror}") from error

@@ -254,7 +254,7 @@ def test_building_over_something_ends_the_transaction(tmp_path: Path, existing: 
         else:
             top.put(b"a", b"v")
     before = contents(path)
-    with pytest.raises(BucketError, match=f"{existing} b'a' exists already"), updating(path) as tx:  # noqa: PT012
+    with pytest.raises(BucketError, match=f"{existing} b'a' already exists"), updating(path) as tx:  # noqa: PT012
         top = tx.root.create_bucket_if_not_exists(b"top")
         build_bucket(top, b"a", lambda builder: builder.put(b"k", b"other" * 1000))
     assert contents(path) == before

@@ -349,7 +349,7 @@ def test_no_value_is_no_change(path: Path) -> None:
 def test_a_name_that_is_a_key_or_none(path: Path) -> None:
     with updating(path) as tx:
         tx.create_bucket(PARENT).put(b"k", b"v")
-    for name, message in ((b"k", "key b'k' exists already"), (b"", "a key of 0 bytes"), (b"x" * 40000, "a key of 40000 bytes")):
+    for name, message in ((b"k", "key b'k' already exists"), (b"", "a key of 0 bytes"), (b"x" * 40000, "a key of 40000 bytes")):
         with pytest.raises(BucketError, match=message), updating(path) as tx:
             edit_buckets(open_bucket(tx, PARENT), [b"e", name], lambda _, value: marked(tx, value))
         assert_intact(path, Model(0, {PARENT: Model(0, {b"k": b"v"})}))

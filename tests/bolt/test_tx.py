@@ -194,11 +194,11 @@ def test_what_is_a_bucket_stays_one(path: Path, committed: bool) -> None:
             bucket.put(b"bucket", b"v")
         with pytest.raises(BucketError, match="key b'bucket' is a bucket"):
             bucket.delete(b"bucket")
-        with pytest.raises(BucketError, match="bucket b'bucket' exists already"):
+        with pytest.raises(BucketError, match="bucket b'bucket' already exists"):
             bucket.create_bucket(b"bucket")
-        with pytest.raises(BucketError, match="key b'key' exists already"):
+        with pytest.raises(BucketError, match="key b'key' already exists"):
             bucket.create_bucket(b"key")
-        with pytest.raises(BucketError, match="key b'key' exists already"):
+        with pytest.raises(BucketError, match="key b'key' already exists"):
             bucket.create_bucket_if_not_exists(b"key")
         with pytest.raises(BucketError, match="no bucket b'key'"):
             bucket.delete_bucket(b"key")

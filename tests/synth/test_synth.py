@@ -168,7 +168,7 @@ def test_root_may_be_missing_or_have_other_files(tmp_path: Path) -> None:
 def test_refuses_what_is_there(tmp_path: Path) -> None:
     synthesize(tmp_path, records=1)
     before = list(files_of(tmp_path))
-    with pytest.raises(LayoutError, match="exists already"):
+    with pytest.raises(LayoutError, match="already exists"):
         synthesize(tmp_path, records=1)
     assert list(files_of(tmp_path)) == before
 

@@ -52,7 +52,7 @@ def missing(client: Client, kind: str, name: str, existing: list[str]) -> Layout
     """The error for a namespace or snapshotter that does not exist."""
     where = f"containerd at {printable(client.address)}: there is no {kind} {printable(name)}"
     if not existing:
-        return LayoutError(f"{where}, nor any other; is this the right containerd (--address)?")
+        return LayoutError(f"{where}, and no other one to choose; is this the right containerd (--address)?")
     return LayoutError(f"{where}; choose one with --{kind}: {', '.join(map(printable, existing))}")
 
 

@@ -179,7 +179,7 @@ def _add_resources(tx: Tx, entry: Contents, resources: Sequence[Resource]) -> No
         for bucket_name in place:
             below = nested_contents(tx, way[-1], bucket_name)
             if below is None and bucket_name in way[-1]:
-                raise BucketError(f"key {bucket_name!r} exists already")
+                raise BucketError(f"key {bucket_name!r} already exists")
             way.append(Contents() if below is None else below)
         for name in names:
             if type(way[-1].get(name)) is BucketValue:
