@@ -139,13 +139,15 @@ class Inventory:
 class Verification(Result):
     """The result of a check.  ``findings`` concern this cache's records; notes have a code of :class:`NoteCode`."""
 
+    interrupted: str = ""
+    """``migrate`` or ``rollback`` if such a run was interrupted and must be completed first, "" if none was."""
     counts: Inventory = field(default_factory=Inventory)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.findings
+        return not self.findings and not self.interrupted
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types."""

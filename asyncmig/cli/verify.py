@@ -84,6 +84,10 @@ def verify(path: str, worker: str | None, as_json: bool, verbose: bool, progress
 def _print(result: Verification, *, verbose: bool) -> None:
     found = len(result.findings)
     headline = "clean" if result.clean else counted(found, "finding")
+    if result.interrupted:
+        headline = (
+            f"interrupted: run 'asyncmig {result.interrupted}' again to complete it; {counted(found, 'finding')} until then"
+        )
     say(f"{headline}: {printable(result.path)}")
     for name, text in _facts(result):
         say(f"  {name + ':':<16}{text}")

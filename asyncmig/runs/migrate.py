@@ -29,7 +29,7 @@ from asyncmig.runs.daemons import look_at_finished
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
 from asyncmig.runs.migrated import check_migrated
 from asyncmig.runs.options import Options
-from asyncmig.runs.preflight import check_room, check_room_to_complete, expected_seconds, look_ahead, note_worker
+from asyncmig.runs.preflight import check_room, check_room_to_complete, check_writable, expected_seconds, note_worker
 
 OnChange = Callable[[Change], None]
 
@@ -75,6 +75,7 @@ class _Migration:
                 if dry_run:
                     await self._tell(pipeline, opened, on_change)
                 else:
+                    await in_thread(check_writable, opened.layout)
                     await in_thread(check_room, opened, database, self.report)
                     await pipeline.migrate()
             finally:
@@ -106,10 +107,11 @@ class _Migration:
         try:
             pipeline.check_limit()
             await in_thread(check_changeable, opened.layout, trust_others=self._options.trust_others)
+            await in_thread(check_writable, opened.layout)
             await in_thread(check_room, opened, pipeline.cache.database, report)
         except (DropLimitError, LayoutError, StoreError) as error:
             report.refused = str(error)
-        await in_thread(look_ahead, pipeline.cache.database, opened.layout, self._reporter)
+        await in_thread(pipeline.cache.database.check)
         if on_change is not None:
             await in_thread(_tell_changes, pipeline, on_change)
         report.seconds_expected = await in_thread(expected_seconds, pipeline, opened.layout)
@@ -149,10 +151,12 @@ class _Migration:
                 self.report.outcome = Outcome.INTERRUPTED
                 try:
                     await in_thread(check_changeable, opened.layout, trust_others=self._options.trust_others)
+                    await in_thread(check_writable, opened.layout)
                     await in_thread(check_room_to_complete, opened, journal, self.report)
                 except (LayoutError, StoreError) as error:
                     self.report.refused = str(error)
                 return
+            await in_thread(check_writable, opened.layout)
             await in_thread(check_room_to_complete, opened, journal, self.report)
             await complete(journal, file, opened.stores, self._reporter)
         await look_at_finished(layout, journal, self._reporter)

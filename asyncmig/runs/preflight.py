@@ -10,7 +10,7 @@ from rich.filesize import decimal as size_text
 
 from asyncmig.bolt import Checkpoint
 from asyncmig.buildkit.metadata import MetadataDb
-from asyncmig.errors import OTHER_USER, StoreError, printable, reason
+from asyncmig.errors import OTHER_USER, LayoutError, StoreError, printable, reason
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.oci import OciLayout
 from asyncmig.layouts.opening import OpenStores
@@ -90,13 +90,15 @@ def _call(function: Callable[[str], Result], path: str) -> Result:
         raise StoreError(f"{printable(path)}: cannot find out how much space is free: {reason(error)}") from error
 
 
-def look_ahead(checkpoint: Checkpoint, database: MetadataDb, layout: Layout, reporter: Reporter[Report]) -> None:
-    """What else would stop the migration, for a dry run.  Raises :class:`DatabaseError` for a v1 database that is damaged."""
-    database.check(checkpoint)
-    for path in (layout.directory, *layout.edited):
+def check_writable(_: Checkpoint, layout: Layout) -> None:
+    """Raise :class:`LayoutError` for a directory or file of the cache that can't be written: what would fail half-way.
+
+    A directory is written when a file in it is renamed; a file system may be mounted read-only, a file immutable.
+    """
+    for path in (layout.directory, *layout.edited, layout.journal):
         if os.path.exists(path) and not os.access(path, os.W_OK):
-            remedy = f"; {OTHER_USER}" if os.geteuid() else ""
-            reporter.note("not-writable", f"{printable(path)} is not writable; the migration will fail{remedy}")
+            remedy = OTHER_USER if os.geteuid() else "mount its file system read-write, or chattr -i it"
+            raise LayoutError(f"{printable(path)}: not writable; {remedy}")
 
 
 def note_worker(layout: Layout, reporter: Reporter[Report]) -> None:

@@ -19,7 +19,7 @@ from asyncmig.migration.rollback import Rollback
 from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
 from asyncmig.runs.options import Options
-from asyncmig.runs.preflight import check_room_to_undo
+from asyncmig.runs.preflight import check_room_to_undo, check_writable
 
 _STAGES = (Stage.OPEN, Stage.RESTORE, Stage.WITHDRAW, Stage.UNPROTECT)
 
@@ -49,6 +49,7 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
         needed = (await with_ancestors(opened.stores, expected.snapshots), set(expected.blobs)) if has_changed else None
         undo = Rollback(journal, layout.v2, opened.stores, reporter, needed=needed)
         await in_thread(undo.count)
+        await in_thread(check_writable, opened.layout)
         await in_thread(check_room_to_undo, opened, journal, report)
         if options.dry_run:
             await in_thread(check_changeable, opened.layout, trust_others=options.trust_others)

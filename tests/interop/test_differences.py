@@ -365,7 +365,7 @@ async def test_7_one_broken_record(case: str, daemon: Containerd, tmp_path: Path
     damage, expected = BROKEN[case]
     damage(cache)
     worker = build(daemon, cache, tmp_path)
-    with pytest.raises(RecordError, match="migrate with hardened semantics"):
+    with pytest.raises(RecordError, match="or use --semantics hardened"):
         await migrate(daemon, worker, "upstream")
     check_untouched(daemon, worker, cache)
 
@@ -414,7 +414,7 @@ async def test_7_killed_while_finalising(
     worker = tmp_path / WORKER
     crash(daemon, worker, state)
     cache = V1Cache(snapshots={name: Snapshot() for name in ("base layer", "h", "child")})
-    with pytest.raises(RecordError, match="migrate with hardened semantics"):
+    with pytest.raises(RecordError, match="or use --semantics hardened"):
         await migrate(daemon, worker, "upstream")
     check_untouched(daemon, worker, cache)
 

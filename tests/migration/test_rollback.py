@@ -230,6 +230,8 @@ async def test_a_migration_that_was_interrupted_in_its_release_is_completed(
     assert "metadata_v2.db" in before
     seen = await asyncmig.plan(worker)
     assert (seen.outcome, [n.code for n in seen.notes]) == (Outcome.INTERRUPTED, ["interrupted-before"])
+    checked = await asyncmig.verify(worker)
+    assert (checked.clean, checked.interrupted, {f.code for f in checked.findings}) == (False, "migrate", {"label-left"})
     assert tree_state(worker) == before
     report = await asyncmig.migrate(worker)
     assert (report.outcome, report.counts.snapshots_released, report.counts.blobs_released) == (Outcome.COMPLETED, 7, 3)
@@ -267,6 +269,7 @@ async def test_a_rollback_that_stopped_before_the_database_went_aside_is_told_of
         Outcome.ROLLBACK_INTERRUPTED,
         "a rollback was begun but is not complete; run 'asyncmig rollback' again",
     )
+    assert (await asyncmig.verify(worker)).interrupted == "rollback"
     await asyncmig.rollback(worker)
     assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
 
