@@ -245,7 +245,7 @@ def _cases(directory: Path, running: Commands) -> Iterator[Case]:
     for name, terminal in itertools.product((*DAMAGE, *IN_FILES), (False, True)):
         for semantics, broken in (("hardened", "repair"), ("hardened", "drop"), ("hardened", "fail"), ("upstream", "repair")):
             run = partial(_run_on_damage, running, directory, name, semantics, broken, terminal=terminal)
-            yield Case(f"{name}, {semantics}, {broken}{', terminal' * terminal}", run, 19)
+            yield Case(f"{name}, {semantics}, {broken}{', terminal' * terminal}", run, 20)
     for number in range(JOURNALS):
         yield Case(f"journal {number}", partial(_run_on_journal, running, directory, number), 5)
     for verb, number in itertools.product(("plan", "migrate", "verify", "rollback"), range(len(OPTIONS))):
@@ -286,6 +286,7 @@ def _run_on_damage(running: Commands, directory: Path, name: str, semantics: str
             ["migrate", *options, "--max-dropped", "100", *plain, "--report", reports[1]],
             ["migrate", *options],
             ["verify", str(worker)],
+            ["verify", str(worker), "--verbose"],
             ["verify", str(worker), "--json"],
             ["rollback", str(worker), "--dry-run"],
             ["rollback", str(worker), *plain, "--report", reports[2]],
