@@ -88,7 +88,7 @@ class Pipeline:
             self.release = await plan_release(cache, stores)
             if cache.semantics.repairs:
                 await self._look_at_directories()
-            if not self._read_count:
+            if not self._read_count and not stores.snapshots.shared:  # otherwise they may be anybody's
                 rooted = await stores.snapshots.list_all(rooted=True)
                 self._orphans = sum(1 for info in rooted if info.kind is not Kind.VIEW)
             await in_thread(self._count)

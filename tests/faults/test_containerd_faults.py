@@ -345,7 +345,7 @@ async def test_a_containerd_that_stays_away_in_a_rollback(
     original = state_of(daemon)
     await asyncmig.migrate(worker, live(daemon))
     trouble = At(stage, daemon.kill, done=done)
-    with pytest.raises(IncompleteRollbackError, match=r"gave up after 100 s.* run it again"):
+    with pytest.raises(IncompleteRollbackError, match=r"gave up after 100 s.* run the rollback again"):
         await asyncmig.rollback(worker, live(daemon, timeout=100), progress=trouble)
     trouble.check()
     daemon.start()

@@ -80,7 +80,8 @@ async def test_live_offline_and_in_memory_give_the_same(
     assert dump_lines(worker / "metadata_v2.db") == expected
     assert dump_lines(memory_worker / "metadata_v2.db") == expected
     for path in (META, Path(f"io.containerd.snapshotter.v1.{snapshotter}") / "metadata.db"):
-        assert containerd_state(daemon.root / path) == containerd_state(root / path), path
+        # A running containerd leaves empty buckets of labels behind; hardened does not, in files.
+        assert semantic(containerd_state(daemon.root / path)) == semantic(containerd_state(root / path)), path
     assert report.counts == in_memory.counts
     with daemon_on(daemon, containerd_factory) as again:
         check_same_as_memory(again, memory, snapshotter)
@@ -315,7 +316,7 @@ async def test_a_release_that_was_interrupted_is_completed(
     """The new database is published, so nothing is computed again: what the journal names is released."""
     worker = build_cache(daemon, sample_cache(), tmp_path / "containerd-native", snapshotter="native")
 
-    async def release_some(counts: Counts, stores: Stores, plan: ReleasePlan) -> Vanished:
+    async def release_some(counts: Counts, stores: Stores, plan: ReleasePlan, semantics: Semantics) -> Vanished:
         await stores.snapshots.remove_label_many(plan.snapshots[::2], ROOT)
         raise StoreError("interrupted")
 

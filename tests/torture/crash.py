@@ -116,6 +116,7 @@ class Crashes:
             self._owned = _owned(cache)
         original = cache.write(directory / "original" / "runc-overlayfs", page_size=page_size)
         self._original = contents(original)
+        self._directories = [path.relative_to(original) for path in original.rglob("*") if path.is_dir()]
         self._v1 = (original / "metadata.db").read_bytes()
         self._before = original_state(original)
         shutil.copytree(original, self._migrated)
@@ -136,6 +137,8 @@ class Crashes:
     def _write(self, state: State) -> None:
         shutil.rmtree(self._worker.parent, ignore_errors=True)
         write_state(state, self._worker)
+        for directory in self._directories:  # those of the snapshots, too, without which nothing is migrated
+            (self._worker / directory).mkdir(parents=True, exist_ok=True)
 
     # -- the states
 

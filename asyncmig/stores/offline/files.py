@@ -73,7 +73,10 @@ class OfflineFiles:
         """Raise :class:`LayoutError` unless both files exist and have content."""
         for path, db in ((self.metadata_path, self.metadata), (self.backend_path, self.backend)):
             if db is None or db.pages is None:
-                raise LayoutError(f"{printable(path)}: {'missing' if db is None else 'empty'}; this cache is not complete")
+                raise LayoutError(
+                    f"{printable(path)}: {'missing' if db is None else 'empty'}; this cache is not complete: is "
+                    "every volume mounted?"
+                )
 
     def growth(self, checkpoint: Checkpoint, leases: int, entries: int | None) -> list[tuple[str, int]]:
         """By how many bytes each file may grow on disk, for so many new leases and edits of so many entries (``None``: of all).
