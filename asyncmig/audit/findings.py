@@ -91,7 +91,7 @@ class NoteCode(StrEnum):
     LABEL_WITHOUT_RECORD = "label-without-record"
     """v1's label keeps something that belongs to no record."""
     VIEW_STALE = "view-stale"
-    """A view that a stopped daemon left behind and that nothing keeps any more: the next collection takes it."""
+    """A stale view, left by a stopped daemon and unreferenced: the next garbage collection removes it."""
     SNAPSHOT_UNOWNED = "snapshot-unowned"
     """No record, lease, label, image or container keeps it, nor what is built on it: the next collection takes it."""
     BLOB_UNOWNED = "blob-unowned"

@@ -75,7 +75,7 @@ class Counts:
     chains: int = 0
     """Records that got chain IDs."""
     views: int = 0
-    """Views that an old daemon has left behind; their labels go, too."""
+    """Stale views, left by a stopped daemon; their labels go, too."""
     leases: int = 0
     """Leases that are made, or completed."""
     snapshots_labelled: int = 0

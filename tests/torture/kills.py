@@ -339,7 +339,7 @@ class Live:
         if who != "asyncmig":
             restart.join()
         # The very first call is not made again where nobody listens: the address may be wrong.
-        too_early = code == 1 and "nobody listens there" in error and "nothing was changed" in error
+        too_early = code == 1 and "cannot connect" in error and "nothing was changed" in error
         assert code == 0 or too_early or (who != "containerd" and code == -signal.SIGKILL), (code, error)
 
     def _restart(self) -> None:

@@ -209,7 +209,7 @@ class Client:
         except StreamTerminatedError as error:
             raise _UnreachableError(f"the connection was lost ({error})") from error
         except (FileNotFoundError, ConnectionError) as error:
-            raise _UnreachableError(f"nobody listens there ({error.strerror or error})") from error
+            raise _UnreachableError(f"cannot connect ({error.strerror or error}); is it running?") from error
         except PermissionError as error:
             raise ContainerdError(self.address, name, "no permission to use the socket; run as root") from error
         except UnicodeEncodeError as error:
