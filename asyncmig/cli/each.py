@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from asyncmig.bolt.walk import no_checkpoint
-from asyncmig.cli.errors import EXIT_FAILED, EXIT_FINDINGS, EXIT_INCOMPLETE, complain, exit_code_of
+from asyncmig.cli.errors import EXIT_FAILED, EXIT_FINDINGS, EXIT_INCOMPLETE, Interrupted, complain, exit_code_of
 from asyncmig.errors import AsyncmigError, OptionError, printable
 from asyncmig.layouts.workers import Workers
 from asyncmig.runs.caches import find_caches
@@ -21,8 +21,7 @@ _OF_ONE_CACHE = ("layout", "snapshotter", "namespace", "address", "containerd_ro
 def caches_of(path: str, worker: str | None, options: dict[str, Any]) -> list[str]:
     """The caches that are meant; what is passed over is told on standard error.
 
-    Raises :class:`click.UsageError` for a worker that is not there, and for options that say where the stores of one cache are,
-    if there are several.
+    Raises :class:`click.UsageError` for options that say where the stores of one cache are, if there are several.
     """
     if worker is not None:
         if worker in ("", ".", "..") or "/" in worker:
@@ -54,6 +53,10 @@ def act_on_each(caches: list[str], act: Callable[[str], int]) -> int:
         try:
             code = act(cache)
         except OptionError:
+            raise
+        except Interrupted as interrupted:
+            if cache != caches[0]:
+                interrupted.add_note("the caches before this one are done, those after it were not begun")
             raise
         except AsyncmigError as error:
             complain(error)

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import TypeVar
 
@@ -66,7 +66,7 @@ class _Signals:
         self._on_signal = on_signal
         self._cancel: Callable[[], object] = _nothing
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP; leave it so
+            if number not in _ignored_from_the_start():
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -92,6 +92,12 @@ class _Signals:
         """Ignore all signals from now on."""
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def _ignored_from_the_start() -> frozenset[signal.Signals]:
+    """nohup ignores SIGHUP; leave it so.  Asked once, because a run ends with all signals ignored, and may not be the last."""
+    return frozenset(number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
 
 
 def _nothing() -> None:

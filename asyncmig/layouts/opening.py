@@ -54,8 +54,10 @@ async def open_stores(
     ``concurrency`` and ``patience`` (seconds) concern a running containerd, see :func:`open_containerd`.
     ``progress`` is called for every object that a verb has dealt with, from any thread.
 
-    Raises :class:`DatabaseLockedError` while a buildkitd runs, and as :func:`check_changeable` if ``writable``.
+    Raises :class:`DatabaseLockedError` while a buildkitd runs, :class:`UntrustedError` for links and the like, and as
+    :func:`check_changeable` if ``writable``.
     """
+    await in_thread(lambda _: check_links(layout))  # the places may come from a journal
     if writable:
         await in_thread(check_changeable, layout, trust_others=trust_others)
     async with _locked_daemon(layout.daemon_locks, writable):

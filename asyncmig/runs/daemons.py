@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 
 from asyncmig.bolt import Checkpoint
-from asyncmig.concurrency import in_thread
+from asyncmig.concurrency import in_thread, stepping
 from asyncmig.errors import AsyncmigError, counted, printable
 from asyncmig.layouts.layout import Layout
 from asyncmig.layouts.opening import open_stores
@@ -27,7 +28,8 @@ async def look_at_finished(layout: Layout, journal: Journal | None, reporter: Re
     if not await in_thread(_has_v1, layout):
         return
     traces = await in_thread(_changes_of_v1, layout, journal)
-    labels = await _labels_put_back(layout, journal) if journal is not None else 0
+    # An old daemon labels all snapshots of its records when it starts, whether it builds something or not.
+    labels = await count_labelled(layout, journal.snapshots) if journal is not None and journal.is_complete else 0
     if labels:
         traces.append(f"{counted(labels, 'snapshot')} again with the label that the migration had removed")
     if traces:
@@ -42,28 +44,26 @@ def _has_v1(_: Checkpoint, layout: Layout) -> bool:
         return False
 
 
-def _changes_of_v1(_: Checkpoint, layout: Layout, journal: Journal | None) -> list[str]:
+def _changes_of_v1(checkpoint: Checkpoint, layout: Layout, journal: Journal | None) -> list[str]:
     """How metadata.db shows that somebody has written it since; nothing but an old daemon does."""
     v1 = printable(layout.v1)
     try:
         if journal is not None:
-            return [] if fingerprint(layout.v1) == journal.v1 else [f"{v1} has changed"]
+            return [] if fingerprint(layout.v1, checkpoint) == journal.v1 else [f"{v1} has changed"]
         is_newer = os.stat(layout.v1).st_mtime_ns > os.stat(layout.v2).st_mtime_ns
     except (AsyncmigError, OSError):
         return []
     return [f"{v1} was written after metadata_v2.db"] if is_newer else []
 
 
-async def _labels_put_back(layout: Layout, journal: Journal) -> int:
-    """An old daemon labels all snapshots of its records when it starts, whether it builds something or not.
+async def count_labelled(layout: Layout, names: Container[str]) -> int:
+    """How many snapshots of these names carry v1's label.
 
     0 where the stores can't be looked into at the moment: a newer daemon that runs has them locked.
     """
-    if not journal.is_complete:
-        return 0
     try:
         async with open_stores(layout, writable=False, concurrency=1, patience=0, progress=no_progress) as opened:
             rooted = await opened.stores.snapshots.list_all(rooted=True)
     except AsyncmigError:
         return 0
-    return await in_thread(lambda _: sum(1 for info in rooted if info.name in journal.snapshots))
+    return await in_thread(lambda checkpoint: sum(1 for info in stepping(checkpoint, rooted) if info.name in names))

@@ -27,7 +27,7 @@ from asyncmig.migration.semantics import SEMANTICS
 from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.daemons import look_at_finished
 from asyncmig.runs.door import as_noted, find_cache, new_report, open_cache, open_databases
-from asyncmig.runs.migrated import check_migrated
+from asyncmig.runs.migrated import check_migrated, check_published
 from asyncmig.runs.options import Options
 from asyncmig.runs.preflight import check_room, check_room_to_complete, check_writable, expected_seconds, note_worker
 
@@ -91,7 +91,7 @@ class _Migration:
     def _layout_of_earlier(self, checkpoint: Checkpoint) -> Layout:
         """Where an interrupted run has begun to change something, this one goes on with the same stores."""
         journal = JournalFile(self._layout.v2).read(checkpoint)
-        if journal is None or journal.is_complete:
+        if journal is None or (journal.is_complete and not journal.is_rolling_back):
             return self._layout
         return as_noted(self._layout, journal, self._options)
 
@@ -131,7 +131,7 @@ class _Migration:
             self.report.refused = "a rollback was begun but is not complete; run 'asyncmig rollback' again"
             return
         if self._semantics.repairs:  # upstream goes by its existence alone
-            await in_thread(check_migrated, layout, journal)
+            await check_migrated(layout, journal, self._reporter)
         if journal is None or journal.is_complete:
             await look_at_finished(layout, journal, self._reporter)
             return
@@ -139,6 +139,10 @@ class _Migration:
             self._reporter.begin(Stage.OPEN, *(() if self._options.dry_run else (Stage.RELEASE,)))
             opened = await self._open(stack, layout)
             [v2] = await stack.enter_async_context(open_databases([layout.v2], exclusive=False))
+            journal = await in_thread(file.read)  # again, under the locks
+            if journal is None or journal.is_complete:
+                return  # another asyncmig was quicker
+            await in_thread(check_published, layout, v2, journal)
             expected = await in_thread(expected_by_v2, v2, journal)
             place, limit = opened.layout.place, self._options.max_dropped
             await recognise(opened.stores, expected, journal, place, path=layout.directory, limit=limit)

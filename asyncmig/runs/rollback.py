@@ -47,7 +47,7 @@ async def rollback(path: StrPath, options: Options, progress: Progress | None) -
         await recognise(opened.stores, expected, journal, opened.layout.place, path=layout.directory, limit=options.max_dropped)
         has_changed = await in_thread(lambda checkpoint: fingerprint(layout.v1, checkpoint) != journal.v1)
         needed = (await with_ancestors(opened.stores, expected.snapshots), set(expected.blobs)) if has_changed else None
-        undo = Rollback(journal, layout.v2, opened.stores, reporter, needed=needed)
+        undo = await in_thread(lambda _: Rollback(journal, layout.v2, opened.stores, reporter, needed=needed))
         await in_thread(undo.count)
         await in_thread(check_writable, opened.layout)
         await in_thread(check_room_to_undo, opened, journal, report)

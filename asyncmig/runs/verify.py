@@ -17,7 +17,7 @@ from asyncmig.migration.progress import Progress, Stage
 from asyncmig.migration.reporter import Reporter
 from asyncmig.runs.collector import few_full_collections
 from asyncmig.runs.door import as_noted, find_cache, open_cache, open_databases
-from asyncmig.runs.migrated import check_migrated
+from asyncmig.runs.migrated import check_readable
 from asyncmig.runs.options import Options
 
 
@@ -57,7 +57,7 @@ def _find_v2(checkpoint: Checkpoint, path: StrPath, options: Options) -> tuple[L
         raise LayoutError(f"{printable(layout.directory)}: there is no metadata_v2.db; {_advice(layout, journal)}")
     if journal is not None:
         layout = as_noted(layout, journal, options)
-    check_migrated(checkpoint, layout, journal)
+    check_readable(checkpoint, layout)
     layout.check_reachable()
     return layout, journal
 

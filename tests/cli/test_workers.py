@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,26 @@ async def test_the_library_acts_on_one(root: Path, monkeypatch: pytest.MonkeyPat
             await asyncmig.migrate(root / "runc-overlayfs")
     assert await asyncmig.find_caches(root) == [f"{root}/runc-overlayfs", f"{root}/runc-native"]
     assert await asyncmig.find_caches(root / "runc-native") == [f"{root}/runc-native"]
+
+
+SECOND_IS_INTERRUPTED = """
+import os, signal, sys
+from asyncmig.migration import pipeline
+real, runs = pipeline.Pipeline.prepare, []
+async def prepare(self):
+    runs.append(self)
+    if len(runs) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    await real(self)
+pipeline.Pipeline.prepare = prepare
+from asyncmig.cli.main import main
+main()
+"""
+
+
+def test_a_signal_stops_the_second_cache_as_well(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_IS_INTERRUPTED, "migrate", root], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, migrated(root)) == (143, ["runc-native"])
+    assert "the caches before this one are done" in done.stderr

@@ -12,6 +12,7 @@ import asyncmig
 from asyncmig import AsyncmigError, IncompleteMigrationError, LayoutError, Options, Outcome, StoreError
 from asyncmig.bolt import Db
 from asyncmig.migration import pipeline
+from asyncmig.migration.semantics import HARDENED, UPSTREAM
 from asyncmig.synth import synthesize
 from tests.caches import sample_cache, value
 from tests.states import tree_state
@@ -170,3 +171,66 @@ async def test_a_daemon_that_has_changed_nothing_is_no_obstacle(worker: Path) ->
             with db.update() as tx:
                 tx.create_path(b"_main")
     assert (await asyncmig.rollback(worker)).outcome is Outcome.ROLLED_BACK
+
+
+async def test_a_database_that_a_daemon_has_made_since_is_no_published_one(
+    worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration was killed before it had made a lease, so no label may go."""
+
+    def fail(*_: object) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "protect", fail)
+        with pytest.raises(IncompleteMigrationError):
+            await asyncmig.migrate(worker)
+    assert (worker / "metadata_v2.db.journal").exists()
+    for records in ((), (b"new",)):
+        with Db.open(worker / "metadata_v2.db", writable=True, create=True) as db, db.update() as tx:
+            tx.create_path(b"_main")
+            for name in records:
+                tx.create_path(b"_main", name).put(b"cache.createdAt", value(1))
+        before = tree_state(worker)
+        for semantics in (HARDENED, UPSTREAM):
+            for entry_point in (asyncmig.plan, asyncmig.migrate):
+                with pytest.raises(LayoutError, match="this is not the migrated cache"):
+                    await entry_point(worker, Options(semantics=semantics.name))
+        assert tree_state(worker) == before
+    (worker / "metadata_v2.db").unlink()
+    assert (await asyncmig.migrate(worker)).outcome is Outcome.MIGRATED
+    assert (await asyncmig.verify(worker)).clean
+
+
+async def test_a_newer_daemon_that_has_replaced_every_record(worker: Path) -> None:
+    """Of a cache that BuildKit's own migration has migrated: there is no journal, but v1's labels are gone."""
+    await asyncmig.migrate(worker)
+    (worker / "metadata_v2.db.journal").unlink()
+    with Db.open(worker / "metadata_v2.db", writable=True) as db, db.update() as tx:
+        tx.delete_bucket(b"_main")
+        tx.create_path(b"_main", b"new").put(b"cache.createdAt", value(1))
+    report = await asyncmig.migrate(worker)
+    assert (report.outcome, [note.code for note in report.notes]) == (
+        Outcome.ALREADY_MIGRATED,
+        ["records-replaced", *(note.code for note in report.notes[1:])],
+    )
+
+
+async def test_no_link_is_followed_to_the_stores_that_a_journal_names(tmp_path: Path) -> None:
+    worker = sample_cache().write(tmp_path / "containerd-overlayfs")
+    root = tmp_path / "containerd"
+    for source, target in {
+        "containerdmeta.db": "io.containerd.metadata.v1.bolt/meta.db",
+        "snapshots": "io.containerd.snapshotter.v1.overlayfs",
+        "content": "io.containerd.content.v1.content",
+    }.items():
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(worker / source, root / target)
+    await asyncmig.migrate(worker, Options(containerd_root=root))
+    shutil.move(root / "io.containerd.metadata.v1.bolt", tmp_path / "elsewhere")
+    (root / "io.containerd.metadata.v1.bolt").symlink_to("../elsewhere")
+    before = tree_state(tmp_path)
+    for entry_point in (asyncmig.rollback, asyncmig.verify):
+        with pytest.raises(asyncmig.UntrustedError, match="a symbolic link"):
+            await entry_point(worker)
+    assert tree_state(tmp_path) == before
