@@ -15,6 +15,7 @@ import pytest
 
 from asyncmig.bolt import Db
 from tests.caches import sample_cache
+from tests.clock import SAFETY
 from tests.states import dump_lines, tree_state
 
 
@@ -180,13 +181,21 @@ def test_names_from_a_cache_cannot_reach_the_terminal_raw(tmp_path: Path) -> Non
 
 
 SLOW_PROGRAM = """
-import os, sys, time
+import sys, threading, time
+from asyncmig.cli.progress import CommandProgress
 from asyncmig.migration import {module}
 original = {module}.{function}
+sent, noticed = threading.Event(), threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), sent.set()), daemon=True).start()
+real = CommandProgress.interrupted
+def interrupted(self):
+    real(self)
+    noticed.set()
+CommandProgress.interrupted = interrupted
 def slow(*args, **kwargs):
     print("there", flush=True)
     checkpoint = next((a for a in args if callable(a)), lambda: None)
-    for _ in range(100):
+    while not (sent.is_set() and noticed.is_set()):
         time.sleep(0.01)
         checkpoint()
     return original(*args, **kwargs)
@@ -195,15 +204,17 @@ setattr(pipeline if hasattr(pipeline, "{function}") else {module}, "{function}",
 from asyncmig.cli.main import main
 main()
 """
+"""A migration with a function that does not end before all signals are sent, and one has been noticed."""
 
 
 def interrupt(
     worker: Path, module: str, function: str, backend: str, number: signal.Signals, *more: str
 ) -> tuple[int, str, str]:
-    """Send a signal three times while ``function`` runs slowly."""
+    """Send a signal three times while ``function`` runs."""
     program = SLOW_PROGRAM.format(module=module, function=function)
     process = subprocess.Popen(
         [sys.executable, "-c", program, "migrate", str(worker), "--backend", backend, *more],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,8 +223,8 @@ def interrupt(
     assert process.stdout.readline() == "there\n"
     for _ in range(3):
         process.send_signal(number)
-        time.sleep(0.05)
-    out, err = process.communicate(timeout=60)
+        time.sleep(0.05)  # so that they don't become one; nothing goes wrong if they do
+    out, err = process.communicate(timeout=SAFETY)
     return process.returncode, out, err
 
 
