@@ -326,7 +326,7 @@ def test_a_signal_to_the_command(
             assert process.stdout is not None
             for line in process.stderr:
                 errors += line
-                if "please wait" in line:  # it has seen them
+                if "past the point of no return" in line:  # it has seen them
                     at.go_on.set()
             output = process.stdout.read()
     assert at.begun.is_set()
