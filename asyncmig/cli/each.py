@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import click
 
 from asyncmig.bolt.walk import no_checkpoint
 from asyncmig.cli.errors import EXIT_FAILED, EXIT_FINDINGS, EXIT_INCOMPLETE, Interrupted, complain, exit_code_of
+from asyncmig.cli.options import name_of
 from asyncmig.errors import AsyncmigError, OptionError, printable
 from asyncmig.layouts.workers import Workers
 from asyncmig.runs.caches import find_caches
@@ -32,13 +34,14 @@ def caches_of(path: str, worker: str | None, options: dict[str, Any]) -> list[st
     except (AsyncmigError, ValueError):
         found = Workers(caches=[path])  # what is wrong with it is told when it is opened
     for text in found.passed_over:
-        click.echo(f"passed over: {text}", err=True)
+        with contextlib.suppress(OSError):  # a terminal that has gone is no reason to leave the caches alone
+            click.echo(f"passed over: {text}", err=True)
     if len(found.caches) > 1:
         given = [name for name in _OF_ONE_CACHE if options.get(name) not in (None, "auto")]
         if given:
             names = ", ".join(printable(os.path.basename(cache)) for cache in found.caches)
             raise click.UsageError(
-                f"--{given[0].replace('_', '-')} is about one cache, and PATH holds several: name one with --worker ({names})"
+                f"{name_of(given[0])} is about one cache, and PATH holds several: name one with --worker ({names})"
             )
         return found.caches
     return [path]

@@ -57,6 +57,12 @@ def test_every_command_acts_on_every_cache(root: Path) -> None:
     assert migrated(root) == []
 
 
+def test_what_is_passed_over_need_not_be_read(root: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "asyncmig", "migrate", root], stderr=full, check=False, timeout=300)
+    assert (done.returncode, migrated(root)) == (0, ["runc-native", "runc-overlayfs"])
+
+
 def test_one_of_them(root: Path) -> None:
     assert run("migrate", root, "--worker", "runc-overlayfs").returncode == 0
     assert migrated(root) == ["runc-overlayfs"]
