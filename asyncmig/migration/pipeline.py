@@ -35,7 +35,7 @@ from asyncmig.migration.repair import resolve_and_repair
 from asyncmig.migration.report import Outcome
 from asyncmig.migration.resolve import resolve
 from asyncmig.migration.tail import run_tail
-from asyncmig.stores.ports import GC_ROOT, Kind, Lease, Stores
+from asyncmig.stores.ports import GC_ROOT, Kind, Lease, SnapshotInfo, Stores
 
 PREPARING = (Stage.READ, Stage.RESOLVE, Stage.BLOBS, Stage.CHAINS, Stage.LEASES)
 """The stages that change nothing."""
@@ -90,7 +90,7 @@ class Pipeline:
                 await self._look_at_directories()
             if not self._read_count and not stores.snapshots.shared:  # otherwise they may be anybody's
                 rooted = await stores.snapshots.list_all(rooted=True)
-                self._orphans = sum(1 for info in rooted if info.kind is not Kind.VIEW)
+                self._orphans = await in_thread(_without_views, rooted)
             await in_thread(self._count)
 
     def _read(self, checkpoint: Checkpoint) -> None:
@@ -302,3 +302,7 @@ class Pipeline:
 
 def _own_snapshots(checkpoint: Checkpoint, cache: Cache) -> list[str]:
     return [record.id for record in stepping(checkpoint, cache.records) if not record.is_holder]
+
+
+def _without_views(checkpoint: Checkpoint, infos: Sequence[SnapshotInfo]) -> int:
+    return sum(1 for info in stepping(checkpoint, infos) if info.kind is not Kind.VIEW)
